@@ -1,0 +1,84 @@
+"""Ant: a four-legged body walks to a point on a circle around its start."""
+
+import jax
+import jax.numpy as jnp
+
+from envs.base import GoalEnv, Physics, brax_asset, on_circle, uniform_angle
+
+
+class Ant(GoalEnv):
+    """brax's ant; the torso has to come within 0.5 m of a goal 10 m away.
+
+    | state | content | unit |
+    |---|---|---|
+    | 0-2 | torso x, y, z | m |
+    | 3-6 | torso quaternion w, x, y, z | - |
+    | 7-14 | hip and ankle angles of legs 1 to 4 | rad |
+    | 15-17 | torso velocity, world frame | m/s |
+    | 18-20 | torso angular velocity, body frame | rad/s |
+    | 21-28 | joint velocities, order of 7-14 | rad/s |
+
+    Action: torques of hip_4, ankle_4, hip_1, ankle_1, hip_2, ankle_2, hip_3, ankle_3. Goal: torso x, y on the circle of
+    radius 10 about the origin. Ends early when the torso's height leaves [0.2, 1.0] m.
+    Source: JaxGCRL (https://arxiv.org/abs/2408.11052), brax's ant.
+    """
+
+    state_dim = 29
+    action_size = 8
+    goal_indices = (0, 1)
+    goal_dist = 0.5
+    other_thresholds = {"success_easy": 2.0}
+    default_backend = "spring"
+    physics = {
+        "spring": Physics(0.005, 10),
+        "positional": Physics(0.005, 10, gear=200.0),
+        "generalized": Physics(0.01, 5),
+        "mjx": Physics(
+            0.01, 5, option={"solver": "Newton", "iterations": "1", "ls_iterations": "4"}, disable=("eulerdamp",)
+        ),
+    }
+    goal_radius = 10.0
+
+    def build_xml(self):
+        return brax_asset("ant")
+
+    def sample_body(self, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Noisy joint positions and velocities of the whole model around its initial pose."""
+        q_key, qd_key = jax.random.split(key)
+        q = self.sys.init_q + jax.random.uniform(q_key, (self.sys.q_size(),), minval=-0.1, maxval=0.1)
+        # The noise leaves the torso's quaternion off the unit sphere; the engines expect it on.
+        q = q.at[3:7].divide(jnp.linalg.norm(q[3:7]))
+        return q, 0.1 * jax.random.normal(qd_key, (self.sys.qd_size(),))
+
+    def sample_start(self, key):
+        body_key, goal_key = jax.random.split(key)
+        q, qd = self.sample_body(body_key)
+        return q, qd, on_circle(self.goal_radius, uniform_angle(goal_key))
+
+    def observe(self, pipeline_state, action):
+        return jnp.concatenate([pipeline_state.q, pipeline_state.qd])
+
+    def step_metrics(self, before, pipeline_state, action):
+        torso = pipeline_state.x.pos[0]
+        velocity = (torso - before.pipeline_state.x.pos[0]) / self.dt
+        return {
+            "reward_forward": velocity[0],
+            "reward_survive": jnp.ones(()),
+            "reward_ctrl": -0.5 * jnp.sum(jnp.square(action)),
+            "reward_contact": jnp.zeros(()),
+            "x_position": torso[0],
+            "y_position": torso[1],
+            "distance_from_origin": jnp.linalg.norm(torso),
+            "x_velocity": velocity[0],
+            "y_velocity": velocity[1],
+            "forward_reward": velocity[0],
+        }
+
+    def dense_reward(self, before, dist, metrics, action):
+        """Ten times the speed of approach, plus one for staying up, minus the control cost."""
+        approach = (self.goal_distance(before.state, before.goal) - dist) / self.dt
+        return 10 * approach + metrics["reward_survive"] + metrics["reward_ctrl"]
+
+    def terminated(self, pipeline_state):
+        height = pipeline_state.x.pos[0, 2]
+        return (height < 0.2) | (height > 1.0)

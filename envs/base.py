@@ -1,0 +1,281 @@
+"""The contract of every environment: a body to control, a goal to reach, and the goal kept as data.
+
+The commanded goal is drawn with the start state, lives in `EnvState.goal` and is appended to the observation; physics
+never sees it. Shapes here are those of one environment; `envs.wrappers.VectorEnv` adds the leading axis of N envs.
+"""
+
+import abc
+import dataclasses
+import difflib
+import importlib
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+from xml.etree import ElementTree
+
+import brax
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+BACKENDS = ("generalized", "mjx", "positional", "spring")
+
+
+@struct.dataclass
+class EnvState:
+    """One environment between two actions.
+
+    Attributes:
+      pipeline_state: what the physics engine carries from step to step.
+      state: (state_dim,) the observation without its goal.
+      goal: (goal_dim,) the commanded goal of this episode.
+      reward: () of the last step.
+      done: () 1 when the episode is over, by termination or by its time limit.
+      truncation: () 1 when only the time limit ended it.
+      metrics: name -> () of the last step; zero after a reset.
+      steps: () env steps since the episode began, action repeats included.
+      traj_id: () number of the trajectory; counts the episodes this env has begun.
+    """
+
+    pipeline_state: Any
+    state: jax.Array
+    goal: jax.Array
+    reward: jax.Array
+    done: jax.Array
+    truncation: jax.Array
+    metrics: dict[str, jax.Array]
+    steps: jax.Array
+    traj_id: jax.Array
+
+    @property
+    def obs(self) -> jax.Array:
+        """(..., state_dim + goal_dim) state ++ goal."""
+        return jnp.concatenate([self.state, self.goal], axis=-1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Physics:
+    """How one backend integrates a model: `n_frames` steps of `timestep` seconds make one control step.
+
+    `gear` replaces the gear of every actuator (one number, or one a joint in the model's order); `option` holds
+    attributes of MuJoCo's <option>, `disable` names of the flags to switch off.
+    """
+
+    timestep: float
+    n_frames: int
+    gear: float | tuple[float, ...] | None = None
+    option: dict[str, str] = dataclasses.field(default_factory=dict)
+    disable: tuple[str, ...] = ()
+
+
+class GoalEnv(abc.ABC):
+    """Base of all environments. A subclass states the class attributes and fills the hooks; nothing else.
+
+    Attributes:
+      state_dim, action_size: sizes of the state part of the observation and of the action, in [-1, 1].
+      goal_indices: which state entries the goal speaks of; the achieved goal is `state[goal_indices]`.
+      goal_dist: success is a distance between achieved and commanded goal strictly below this, in the goal's unit.
+      other_thresholds: further success metrics by name, e.g. {"success_easy": 2.0}.
+      default_backend: the physics backend when the user names none.
+      physics: backend -> Physics; its keys are the backends the environment supports.
+
+    Raises:
+      ValueError: a backend that the environment does not support.
+    """
+
+    state_dim: ClassVar[int]
+    action_size: ClassVar[int]
+    goal_indices: ClassVar[tuple[int, ...]]
+    goal_dist: ClassVar[float]
+    other_thresholds: ClassVar[dict[str, float]] = {}
+    default_backend: ClassVar[str]
+    physics: ClassVar[dict[str, Physics]]
+
+    def __init__(self, backend: str | None = None, use_dense_reward: bool = False):
+        self.backend = backend or self.default_backend
+        if self.backend not in self.physics:
+            raise ValueError(unknown("backend", self.backend, self.physics, f" of {type(self).__name__}"))
+        self.use_dense_reward = use_dense_reward
+        self._physics = self.physics[self.backend]
+        self.dt = self._physics.timestep * self._physics.n_frames
+        self.model_xml = apply_physics(self.build_xml(), self._physics)
+        self.sys = load_system(self.model_xml)
+        self._pipeline = importlib.import_module(f"brax.{self.backend}.pipeline")
+
+    @property
+    def goal_dim(self) -> int:
+        return len(self.goal_indices)
+
+    @property
+    def obs_size(self) -> int:
+        return self.state_dim + self.goal_dim
+
+    # Hooks.
+
+    @abc.abstractmethod
+    def build_xml(self) -> ElementTree.Element:
+        """The physics model: a MuJoCo XML tree, without goals and with the timing left to `Physics`."""
+
+    @abc.abstractmethod
+    def sample_start(self, key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Draws joint positions, joint velocities and the commanded goal of a new episode."""
+
+    @abc.abstractmethod
+    def observe(self, pipeline_state: Any, action: jax.Array) -> jax.Array:
+        """(state_dim,) the state after `action` (zeros after a reset)."""
+
+    @abc.abstractmethod
+    def step_metrics(self, before: EnvState, pipeline_state: Any, action: jax.Array) -> dict[str, jax.Array]:
+        """What the environment reports of a step besides `dist` and the success flags."""
+
+    @abc.abstractmethod
+    def dense_reward(
+        self, before: EnvState, dist: jax.Array, metrics: dict[str, jax.Array], action: jax.Array
+    ) -> jax.Array:
+        """The shaped reward of `--use_dense_reward`; `dist` is the goal distance after the step."""
+
+    def terminated(self, pipeline_state: Any) -> jax.Array:
+        """() whether the episode ends before its time limit. Never, unless a subclass says so."""
+        return jnp.zeros((), bool)
+
+    def control(self, action: jax.Array) -> jax.Array:
+        """The control that the physics receives for a policy's action."""
+        return action
+
+    def step_system(self, pipeline_state: Any) -> Any:
+        """The model used for the coming control step; a maze moves its walls here."""
+        return self.sys
+
+    # The two functions that the rest of the code calls.
+
+    def goal_distance(self, state: jax.Array, goal: jax.Array) -> jax.Array:
+        """Distance between the achieved goal of `state` (..., state_dim) and `goal` (..., goal_dim)."""
+        return jnp.linalg.norm(state[..., jnp.array(self.goal_indices)] - goal, axis=-1)
+
+    def reset(self, key: jax.Array) -> EnvState:
+        """A new episode: start and goal drawn from `key`."""
+        q, qd, goal = self.sample_start(key)
+        pipeline_state = self._pipeline.init(self.sys, q, qd)
+        no_action = jnp.zeros(self.action_size)
+        zero = jnp.zeros(())
+        env_state = EnvState(
+            pipeline_state=pipeline_state,
+            state=self.observe(pipeline_state, no_action),
+            goal=goal,
+            reward=zero,
+            done=zero,
+            truncation=zero,
+            metrics={},
+            steps=jnp.zeros((), jnp.int32),
+            traj_id=jnp.zeros((), jnp.int32),
+        )
+        metrics = jax.eval_shape(lambda: self._after(env_state, pipeline_state, no_action).metrics)
+        return env_state.replace(metrics=jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), metrics))
+
+    def step(self, env_state: EnvState, action: jax.Array) -> EnvState:
+        """One control step of `dt` seconds with an (action_size,) action in [-1, 1]."""
+        if action.shape != (self.action_size,):
+            raise ValueError(f"{type(self).__name__} takes actions of shape ({self.action_size},), got {action.shape}")
+        sys = self.step_system(env_state.pipeline_state)
+        control = self.control(action)
+
+        def frame(pipeline_state, _):
+            return self._pipeline.step(sys, pipeline_state, control), None
+
+        pipeline_state, _ = jax.lax.scan(frame, env_state.pipeline_state, length=self._physics.n_frames)
+        return self._after(env_state, pipeline_state, action)
+
+    def _after(self, before: EnvState, pipeline_state: Any, action: jax.Array) -> EnvState:
+        """The env state once the physics has moved on to `pipeline_state`."""
+        state = self.observe(pipeline_state, action)
+        dist = self.goal_distance(state, before.goal)
+        thresholds = {"success": self.goal_dist, **self.other_thresholds}
+        metrics = self.step_metrics(before, pipeline_state, action)
+        metrics |= {"dist": dist} | {name: (dist < limit).astype(float) for name, limit in thresholds.items()}
+        dense = self.dense_reward(before, dist, metrics, action)
+        return before.replace(
+            pipeline_state=pipeline_state,
+            state=state,
+            reward=dense if self.use_dense_reward else metrics["success"],
+            done=self.terminated(pipeline_state).astype(float),
+            metrics={name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()},
+        )
+
+
+# Models: XML of the installed brax package, edited at run time.
+
+
+def brax_asset(name: str) -> ElementTree.Element:
+    """The XML tree of a model that brax ships, e.g. "ant"."""
+    return ElementTree.parse(Path(brax.__file__).parent / "envs" / "assets" / f"{name}.xml").getroot()
+
+
+def find(root: ElementTree.Element, tag: str, name: str) -> ElementTree.Element:
+    """The element <tag name="..."> of a model.
+
+    Raises:
+      KeyError: there is none (an asset of another brax version).
+    """
+    for element in root.iter(tag):
+        if element.get("name") == name:
+            return element
+    raise KeyError(f"the model has no <{tag} name={name!r}>")
+
+
+def remove_body(root: ElementTree.Element, name: str) -> None:
+    """Removes a body and all below it."""
+    body = find(root, "body", name)
+    next(parent for parent in root.iter() if body in list(parent)).remove(body)
+
+
+def set_numeric(root: ElementTree.Element, name: str, data: str) -> None:
+    """Overwrites one of brax's custom numbers, e.g. when a body that had one was removed."""
+    find(root, "numeric", name).set("data", data)
+
+
+def apply_physics(root: ElementTree.Element, physics: Physics) -> str:
+    """Writes a backend's timing, solver options and gears into a model and returns its XML text."""
+    option = root.find("option")
+    if option is None:
+        option = ElementTree.SubElement(root, "option")
+    option.set("timestep", repr(physics.timestep))
+    option.attrib.update(physics.option)
+    for flag in physics.disable:
+        ElementTree.SubElement(option, "flag", {flag: "disable"})
+    if physics.gear is not None:
+        motors = root.findall("actuator/*")
+        for motor, gear in zip(motors, np.broadcast_to(physics.gear, len(motors)), strict=True):
+            motor.set("gear", repr(float(gear)))
+    return ElementTree.tostring(root, encoding="unicode")
+
+
+def load_system(xml: str) -> Any:
+    """Loads a brax System; brax's notice that it is no longer developed is known and not repeated at every start."""
+    from brax.io import mjcf
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Brax System, piplines", category=UserWarning)
+        return mjcf.loads(xml)
+
+
+def unknown(kind: str, name: str, valid: Any, where: str = "") -> str:
+    """One line for a name that does not exist: the valid ones and the nearest."""
+    names = sorted(valid)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.0)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return f"unknown {kind} {name!r}{where}: choose from {', '.join(names)}{hint}"
+
+
+def uniform_angle(key: jax.Array) -> jax.Array:
+    """() an angle in [0, 2 pi)."""
+    return jax.random.uniform(key, maxval=2 * jnp.pi)
+
+
+def on_circle(radius: jax.Array | float, angle: jax.Array) -> jax.Array:
+    """(2,) the point of a circle about the origin."""
+    return radius * jnp.stack([jnp.cos(angle), jnp.sin(angle)])
+
+
+EnvConstructor = Callable[..., GoalEnv]

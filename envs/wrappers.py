@@ -1,0 +1,72 @@
+"""N environments side by side: vectorised steps, the episode's end, trajectory ids, fresh starts and goals."""
+
+import jax
+import jax.numpy as jnp
+
+from envs.base import EnvState, GoalEnv
+
+
+class VectorEnv:
+    """Steps N copies of a `GoalEnv` in parallel; every leaf of its `EnvState` has a leading axis N.
+
+    An episode ends when the env terminates or after `episode_length` env steps. Rewards and metrics of one `step` are
+    sums over its `action_repeat` env steps.
+    """
+
+    def __init__(self, env: GoalEnv, episode_length: int, action_repeat: int = 1):
+        self.env = env
+        self.episode_length = episode_length
+        self.action_repeat = action_repeat
+
+    def reset(self, key: jax.Array, num_envs: int) -> EnvState:
+        """N new episodes, each with its own start and goal."""
+        return jax.vmap(self.env.reset)(jax.random.split(key, num_envs))
+
+    def step(self, env_state: EnvState, action: jax.Array) -> EnvState:
+        """Applies an (N, action_size) action `action_repeat` times. Ended episodes are not restarted here."""
+
+        def repeat(total: EnvState, _):
+            stepped = jax.vmap(self.env.step)(total, action)
+            running = 1.0 - total.done
+            return stepped.replace(
+                reward=total.reward + running * stepped.reward,
+                metrics=jax.tree.map(lambda old, new: old + running * new, total.metrics, stepped.metrics),
+                done=jnp.maximum(total.done, stepped.done),
+            ), None
+
+        zero = jax.tree.map(jnp.zeros_like, (env_state.reward, env_state.done, env_state.metrics))
+        start = env_state.replace(reward=zero[0], done=zero[1], metrics=zero[2])
+        stepped, _ = jax.lax.scan(repeat, start, length=self.action_repeat)
+        steps = env_state.steps + self.action_repeat
+        truncation = jnp.where(steps >= self.episode_length, 1.0 - stepped.done, 0.0)
+        return stepped.replace(steps=steps, truncation=truncation, done=stepped.done + truncation)
+
+    def pool_size(self, num_envs: int, unroll_length: int) -> int:
+        """How many reset states to hold ready for `unroll_length` steps of N envs.
+
+        Enough for every time limit in the unroll and one early end a env on top. Should more episodes end, the pool is
+        used again from its beginning: such a start was drawn fresh too, but for another env.
+        """
+        limits = unroll_length * self.action_repeat // self.episode_length + 1
+        return max(num_envs * (limits + 1), min(unroll_length, 64))
+
+    def restart(self, env_state: EnvState, pool: EnvState, used: jax.Array) -> tuple[EnvState, jax.Array]:
+        """Begins a new episode where one has ended, from the next unused states of `pool`.
+
+        One pool of P reset states serves a whole unroll, so that fresh starts and goals cost a fraction
+        P / (N * unroll_length) of a reset per step. Returns the env state and the count of pool states used so far.
+        """
+        ended = env_state.done > 0
+        pool_size = pool.done.shape[0]
+        slot = (used + jnp.cumsum(ended) - 1) % pool_size
+        return self.begin(env_state, jax.tree.map(lambda leaf: leaf[slot], pool)), used + jnp.sum(ended)
+
+    def begin(self, env_state: EnvState, fresh: EnvState) -> EnvState:
+        """Replaces the envs whose episode has ended by those of `fresh`, counting the new trajectory."""
+        ended = env_state.done > 0
+
+        def select(new, old):
+            return jnp.where(ended.reshape(ended.shape + (1,) * (old.ndim - 1)), new, old)
+
+        fresh = fresh.replace(traj_id=env_state.traj_id + 1)
+        return jax.tree.map(select, fresh, env_state)

@@ -1,0 +1,561 @@
+"""What a run is made of: `Config` (the command line), `derive_schedule` (all step arithmetic), run folders, loggers."""
+
+import contextlib
+import csv
+import dataclasses
+import difflib
+import io
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated, Any, Protocol
+
+import tyro
+
+from envs import ENVS
+from envs.base import BACKENDS, unknown
+from src.losses import CONTRASTIVE_LOSSES, ENERGY_FNS, EXPLORATION_SIGNS
+from src.networks import NETWORKS
+
+
+def _names(registry: Any) -> Any:
+    return tyro.conf.arg(metavar="{" + ",".join(registry) + "}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Trains a goal-reaching agent with contrastive RL, the whole loop on the accelerator.
+
+    Every flag has a default; `python training.py --env_name ant` is a complete command.
+    """
+
+    exp_name: str = "test"
+    """Name of the run; first part of its folder's name."""
+    group_name: str = "test"
+    """Folder and W&B group that collects runs to compare."""
+    project_name: str = "crl"
+    """Folder and W&B project that collects groups."""
+    output_dir: str = "runs"
+    """Where run folders are made: OUTPUT_DIR/PROJECT/GROUP/EXP_ENV_sSEED_TIME/."""
+    env_name: Annotated[str, _names(ENVS)] = "reacher"
+    """Environment to train on."""
+    eval_env: Annotated[str | None, _names(ENVS)] = None
+    """Environment to evaluate on, of the same sizes; None is the training environment."""
+    backend: Annotated[str | None, _names(BACKENDS)] = None
+    """Physics backend; None is the environment's own."""
+    use_dense_reward: bool = False
+    """Report the environment's shaped reward instead of the sparse one. CRL itself learns from neither."""
+    fresh_goals: bool = True
+    """Draw start and goal anew at every episode. Off: each env repeats its first ones for the whole run."""
+    seed: int = 0
+    """Where all randomness of the run comes from."""
+    num_timesteps: int = 10_000_000
+    """Env steps over all envs, prefill and action repeats included; a run never stops short of it."""
+    num_evals: int = 50
+    """Evaluations, spread evenly; with more than one, the first is of the untrained policy."""
+    num_eval_envs: int = 128
+    """Episodes per evaluation, with the same starts and goals in every evaluation of every run."""
+    deterministic_eval: bool = False
+    """Evaluate tanh(mean) instead of sampled actions."""
+    num_envs: int = 512
+    """Environments stepped in parallel."""
+    episode_length: int = 1000
+    """Time limit of an episode, in env steps."""
+    action_repeat: int = 1
+    """Env steps that each action is held for."""
+    unroll_length: int = 62
+    """Actions collected in every env between two rounds of updates."""
+    batch_size: int = 256
+    """Pairs per update; each pair's goal is a negative for all others."""
+    multiplier_num_sgd_steps: int = 1
+    """Scales the updates per training step, num_envs * (episode_length - 1) / batch_size."""
+    min_replay_size: int = 1000
+    """Rows per env to collect before learning starts."""
+    max_replay_size: int = 10_000
+    """Rows per env that the replay holds (rounded up to a multiple of unroll_length)."""
+    discounting: float = 0.99
+    """Goals lie k steps ahead with probability proportional to discounting^k; inside (0, 1)."""
+    policy_lr: float = 6e-4
+    """Adam's rate for the actor."""
+    critic_lr: float = 3e-4
+    """Adam's rate for both encoders."""
+    alpha_lr: float = 3e-4
+    """Adam's rate for the entropy temperature."""
+    contrastive_loss_fn: Annotated[str, _names(CONTRASTIVE_LOSSES)] = "symmetric_infonce"
+    """Loss of the critic."""
+    energy_fn: Annotated[str, _names(ENERGY_FNS)] = "l2"
+    """Energy between the representations of a state-action and a goal."""
+    logsumexp_penalty: float = 0.1
+    """Weight of mean(logsumexp^2) in the critic's loss."""
+    l2_penalty: float = 0.0
+    """Weight of the mean squared representations in the critic's loss."""
+    exploration_coef: float = 0.0
+    """Weight of the actor's bonus on the norm of phi; energies l2 and dot only."""
+    random_goals: float = 0.0
+    """Share of the actor's rows that train on another row's goal."""
+    no_resubs: bool = False
+    """Take the positive out of every logsumexp."""
+    use_c_target: bool = False
+    """Scale the logits by a learned scalar."""
+    disable_entropy_actor: bool = False
+    """Drop the entropy term from the actor's loss."""
+    network: Annotated[str, _names(NETWORKS)] = "mlp"
+    """Trunk of all three networks."""
+    h_dim: int = 256
+    """Width of the hidden layers."""
+    n_hidden: int = 2
+    """Hidden layers."""
+    repr_dim: int = 64
+    """Size of the representations."""
+    use_ln: bool = False
+    """LayerNorm in actor and both encoders."""
+    normalize_observations: bool = False
+    """Standardise states and goals by running moments, in actor and both encoders."""
+    log_wandb: bool = False
+    """Also log to Weights & Biases; without an account or network, to its offline folder."""
+    compilation_cache: bool = True
+    """Keep compiled programs for the next start."""
+    dry_run: bool = False
+    """Print the plan and stop."""
+
+
+class ConfigError(ValueError):
+    """A request that cannot be carried out; its text is one line that says what would be right."""
+
+
+# Command line.
+
+
+def parse_config(args: list[str]) -> Config:
+    """Reads the command line into a checked `Config`.
+
+    Raises:
+      ConfigError: an unknown flag, a value of the wrong type or out of range.
+      SystemExit: after --help.
+    """
+    captured = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(captured):
+            config = tyro.cli(Config, args=_plain_switches(args), prog="training.py", use_underscores=True)
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise ConfigError(_one_line(captured.getvalue())) from None
+    check_config(config)
+    return config
+
+
+def _plain_switches(args: list[str]) -> list[str]:
+    """Turns `--use_ln=True`, as sweep agents write it, into the switch `--use_ln` (and False into `--no_use_ln`)."""
+    switches = {field.name for field in dataclasses.fields(Config) if field.type is bool}
+    values = {"true": "", "1": "", "false": "no_", "0": "no_"}
+    plain = []
+    for arg in args:
+        name, _, value = arg.removeprefix("--").replace("-", "_").partition("=")
+        if plain and plain[-1].removeprefix("--") in switches and arg.lower() in ("true", "false"):
+            plain[-1] = f"--{values[arg.lower()]}{plain[-1].removeprefix('--')}"
+        elif arg.startswith("--") and name in switches and value.lower() in values:
+            plain.append(f"--{values[value.lower()]}{name}")
+        else:
+            plain.append(arg)
+    return plain
+
+
+def _one_line(boxed: str) -> str:
+    """The message inside the box that tyro draws, with the nearest flag for one that does not exist."""
+    lines = [line.strip("│ ") for line in boxed.splitlines() if line.startswith("│")]
+    message = " ".join(line for line in lines if line).split("───")[0].strip()
+    strangers = [word.strip(",") for word in message.split() if word.startswith("--")]
+    if message.startswith("Unrecognized") and strangers:
+        flags = [f"--{field.name}" for field in dataclasses.fields(Config)]
+        message += f"; did you mean {difflib.get_close_matches(strangers[0], flags, n=1, cutoff=0.0)[0]}?"
+    return message
+
+
+def check_config(config: Config) -> None:
+    """Checks every flag's range.
+
+    Raises:
+      ConfigError: the first rule that does not hold, with the numbers and the nearest legal value.
+    """
+    registries = {
+        "env_name": ("env", ENVS),
+        "eval_env": ("env", ENVS),
+        "backend": ("backend", BACKENDS),
+        "contrastive_loss_fn": ("contrastive loss", CONTRASTIVE_LOSSES),
+        "energy_fn": ("energy", ENERGY_FNS),
+        "network": ("network", NETWORKS),
+    }
+    for flag, (kind, registry) in registries.items():
+        name = getattr(config, flag)
+        if name is not None and name not in registry:
+            raise ConfigError(f"--{flag}: {unknown(kind, name, registry)}")
+    for flag in ("exp_name", "group_name", "project_name"):
+        _require_name(flag, getattr(config, flag))
+    _check_ranges(config)
+    _check_combinations(config)
+
+
+def _require_name(flag: str, name: str) -> None:
+    if not name or name.startswith(".") or any(sign in name for sign in "/\\\0\n") or len(name) > 100:
+        raise ConfigError(
+            f"--{flag} {name!r} cannot be part of a folder's name: use 1 to 100 signs, no slash, no leading dot"
+        )
+
+
+def _check_ranges(config: Config) -> None:
+    at_least = dict.fromkeys(
+        "num_timesteps num_evals num_eval_envs num_envs action_repeat unroll_length multiplier_num_sgd_steps h_dim "
+        "n_hidden repr_dim".split(),
+        1,
+    )
+    at_least |= {"seed": 0, "batch_size": 2, "episode_length": 2, "min_replay_size": 2, "max_replay_size": 3}
+    at_least |= {"logsumexp_penalty": 0, "l2_penalty": 0}
+    for flag, low in at_least.items():
+        value = getattr(config, flag)
+        if not low <= value < math.inf:
+            raise ConfigError(f"--{flag} {value} is out of range: it must be finite and at least {low}")
+        if isinstance(value, int) and value >= 2**31 and flag != "num_timesteps":
+            raise ConfigError(f"--{flag} {value} is out of range: it must be below 2^31")
+    for flag in ("policy_lr", "critic_lr", "alpha_lr"):
+        if not 0 < getattr(config, flag) < math.inf:
+            raise ConfigError(f"--{flag} {getattr(config, flag)} is out of range: a learning rate is above 0, e.g. 3e-4")
+    if not 0 < config.discounting < 1:
+        raise ConfigError(f"--discounting {config.discounting} is out of range: it lies inside (0, 1), e.g. 0.99")
+    if not 0 <= config.random_goals <= 1:
+        raise ConfigError(f"--random_goals {config.random_goals} is out of range: a share lies in [0, 1]")
+    if not math.isfinite(config.exploration_coef):
+        raise ConfigError(f"--exploration_coef {config.exploration_coef} is out of range: it must be finite")
+
+
+def _check_combinations(config: Config) -> None:
+    c = config
+    if c.exploration_coef and c.energy_fn not in EXPLORATION_SIGNS:
+        raise ConfigError(f"--exploration_coef needs --energy_fn {' or '.join(EXPLORATION_SIGNS)}, not {c.energy_fn}")
+    if c.energy_fn.startswith("mrn") and c.repr_dim % 2:
+        raise ConfigError(
+            f"--energy_fn {c.energy_fn} splits the representation in half: --repr_dim {c.repr_dim} must be even, "
+            f"e.g. {c.repr_dim + 1}"
+        )
+    if c.action_repeat * 2 > c.episode_length:
+        raise ConfigError(
+            f"--action_repeat {c.action_repeat} leaves an episode of {c.episode_length} env steps fewer than two "
+            f"actions: at most {c.episode_length // 2}"
+        )
+    if c.min_replay_size > c.max_replay_size:
+        raise ConfigError(
+            f"--min_replay_size {c.min_replay_size} is above --max_replay_size {c.max_replay_size}: at most "
+            f"{c.max_replay_size}"
+        )
+    if c.unroll_length > c.max_replay_size:
+        raise ConfigError(
+            f"--unroll_length {c.unroll_length} is longer than the replay, --max_replay_size {c.max_replay_size}: at "
+            f"most {c.max_replay_size}"
+        )
+    collected, drawn = c.num_envs * c.unroll_length, c.multiplier_num_sgd_steps * c.num_envs * (c.episode_length - 1)
+    if c.batch_size > min(collected, drawn):
+        raise ConfigError(
+            f"--batch_size {c.batch_size} is larger than a training step's data: num_envs {c.num_envs} * "
+            f"unroll_length {c.unroll_length} = {collected} rows, num_envs * (episode_length - 1) = {drawn} to draw; at "
+            f"most {min(collected, drawn)}"
+        )
+    if c.num_envs * (c.max_replay_size + c.unroll_length) >= 2**31:
+        raise ConfigError(
+            f"--num_envs {c.num_envs} * --max_replay_size {c.max_replay_size} rows are too many to number with 31 bits: "
+            f"at most --max_replay_size {max(3, 2**31 // c.num_envs - c.unroll_length - 1)}"
+        )
+    schedule = derive_schedule(c)
+    if c.num_timesteps < schedule.prefill_env_steps:
+        raise ConfigError(
+            f"--num_timesteps {c.num_timesteps} is below the prefill of {schedule.prefill_env_steps} env steps "
+            f"(min_replay_size {c.min_replay_size} rows in {c.num_envs} envs, in unrolls of {c.unroll_length}): at least "
+            f"{schedule.prefill_env_steps + schedule.env_steps_per_training_step}, or a smaller --min_replay_size"
+        )
+
+
+# Schedule.
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """Every number of steps in a run, derived from a `Config`.
+
+    Attributes:
+      env_steps_per_training_step: env steps of one unroll over all envs, action repeats included.
+      updates_per_training_step: gradient steps after each unroll.
+      prefill_steps: unrolls before learning starts.
+      training_steps: unrolls followed by updates.
+      epoch_lengths: training steps between evaluations; they differ by one at most.
+      replay_rows: rows per env of the ring, a multiple of the unroll.
+    """
+
+    env_steps_per_training_step: int
+    updates_per_training_step: int
+    prefill_steps: int
+    training_steps: int
+    epoch_lengths: tuple[int, ...]
+    replay_rows: int
+
+    @property
+    def prefill_env_steps(self) -> int:
+        return self.prefill_steps * self.env_steps_per_training_step
+
+    @property
+    def total_env_steps(self) -> int:
+        return (self.prefill_steps + self.training_steps) * self.env_steps_per_training_step
+
+    @property
+    def total_updates(self) -> int:
+        return self.training_steps * self.updates_per_training_step
+
+
+def derive_schedule(config: Config) -> Schedule:
+    """The step arithmetic of a run; all of it happens here."""
+    per_step = config.num_envs * config.unroll_length * config.action_repeat
+    prefill_steps = math.ceil(config.min_replay_size / config.unroll_length)
+    training_steps = max(1, math.ceil(config.num_timesteps / per_step) - prefill_steps)
+    updates = config.multiplier_num_sgd_steps * config.num_envs * (config.episode_length - 1) / config.batch_size
+    epochs = min(max(config.num_evals - 1, 1), training_steps)
+    ends = [training_steps * (epoch + 1) // epochs for epoch in range(epochs)]
+    return Schedule(
+        env_steps_per_training_step=per_step,
+        updates_per_training_step=max(1, round(updates)),
+        prefill_steps=prefill_steps,
+        training_steps=training_steps,
+        epoch_lengths=tuple(end - start for start, end in zip([0, *ends], ends, strict=False)),
+        replay_rows=math.ceil(config.max_replay_size / config.unroll_length) * config.unroll_length,
+    )
+
+
+def memory_plan(config: Config, schedule: Schedule, state_dim: int, action_size: int, goal_dim: int) -> dict[str, int]:
+    """Estimated device bytes of a run: the replay, its index while sampling, and everything else."""
+    rows = schedule.replay_rows * config.num_envs
+    layers = [config.h_dim] * config.n_hidden
+
+    def weights(inputs: int, outputs: int) -> int:
+        sizes = [inputs, *layers, outputs]
+        return sum(fan_in * fan_out + fan_out for fan_in, fan_out in zip(sizes, sizes[1:], strict=False))
+
+    parameters = weights(state_dim + action_size, config.repr_dim) + weights(goal_dim, config.repr_dim)
+    parameters += weights(state_dim + goal_dim, 2 * action_size)
+    pairs = schedule.updates_per_training_step * config.batch_size
+    activations = 12 * config.batch_size * (config.h_dim * config.n_hidden + config.repr_dim + config.batch_size)
+    unroll = config.num_envs * config.unroll_length * (state_dim + action_size + 1)
+    return {
+        "replay": 4 * rows * (state_dim + action_size + 1),
+        "index": 4 * rows * 3,
+        "rest": 4 * (6 * parameters + 4 * pairs + activations + 2 * unroll),
+    }
+
+
+def describe_plan(config: Config, schedule: Schedule, state_dim: int, action_size: int, goal_dim: int) -> str:
+    """The plan of a run as aligned text: steps, updates, evaluations, memory."""
+    memory = memory_plan(config, schedule, state_dim, action_size, goal_dim)
+    updates_per_env_step = schedule.updates_per_training_step / schedule.env_steps_per_training_step
+    lengths = sorted(set(schedule.epoch_lengths))
+    evaluations = len(schedule.epoch_lengths) + (config.num_evals > 1)
+    lines = {
+        "env": f"{config.env_name}: state {state_dim}, goal {goal_dim}, action {action_size}",
+        "env steps": f"{schedule.total_env_steps:,} in {config.num_envs:,} envs (asked for {config.num_timesteps:,})",
+        "prefill": f"{schedule.prefill_env_steps:,} env steps, {schedule.prefill_steps} unrolls",
+        "training steps": f"{schedule.training_steps:,} of {schedule.env_steps_per_training_step:,} env steps",
+        "updates per training step": f"{schedule.updates_per_training_step:,} ({schedule.total_updates:,} in all)",
+        "update to data ratio": f"1 update per {1 / updates_per_env_step:.1f} env steps",
+        "epochs": f"{len(schedule.epoch_lengths)} of {' or '.join(map(str, lengths))} training steps",
+        "evaluations": f"{evaluations} of {config.num_eval_envs} episodes",
+        "replay": f"{schedule.replay_rows:,} rows per env, {_bytes(memory['replay'])}",
+        "estimated peak memory": f"{_bytes(sum(memory.values()))}, physics state not counted",
+    }
+    if len(schedule.epoch_lengths) < config.num_evals - 1:
+        lines["evaluations"] += f" (asked for {config.num_evals}; there are fewer training steps than that)"
+    width = max(map(len, lines))
+    return "\n".join(f"  {name:<{width}}  {text}" for name, text in lines.items())
+
+
+def _bytes(count: float) -> str:
+    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
+
+
+# Run folders.
+
+_RECORDED_PACKAGES = ("jax", "jaxlib", "flax", "optax", "brax", "mujoco", "mujoco-mjx", "numpy")
+
+
+def make_run_dir(config: Config) -> Path:
+    """Makes the run's folder, new whatever else runs or ran.
+
+    Raises:
+      ConfigError: the output folder cannot be written.
+    """
+    group = Path(config.output_dir) / config.project_name / config.group_name
+    name = f"{config.exp_name}_{config.env_name}_s{config.seed}_{time.strftime('%Y%m%d-%H%M%S')}"
+    for attempt in range(1, 10_000):
+        run_dir = group / (name if attempt == 1 else f"{name}_{attempt}")
+        try:
+            group.mkdir(parents=True, exist_ok=True)
+            run_dir.mkdir()
+            return run_dir
+        except FileExistsError:
+            if not group.is_dir():
+                raise ConfigError(f"--output_dir: {group} is not a folder") from None
+        except OSError as error:
+            raise ConfigError(f"--output_dir: cannot write {group}: {error.strerror}") from None
+    raise ConfigError(f"--output_dir: {group} holds 10,000 runs named {name}")
+
+
+def write_record(run_dir: Path, config: Config, schedule: Schedule, devices: list[str]) -> None:
+    """Writes config.json: the flags, and what the run depends on besides."""
+    record = {
+        "flags": dataclasses.asdict(config),
+        "schedule": dataclasses.asdict(schedule),
+        "versions": {"python": sys.version.split()[0]} | {name: metadata.version(name) for name in _RECORDED_PACKAGES},
+        "git_commit": _git_commit(),
+        "devices": devices,
+    }
+    write_text(run_dir / "config.json", json.dumps(record, indent=2) + "\n")
+
+
+def read_config(run_dir: Path) -> Config:
+    """The config of a run folder; flags that this version does not know are left out.
+
+    Raises:
+      ConfigError: there is no readable config.json.
+    """
+    try:
+        flags = json.loads((Path(run_dir) / "config.json").read_text())["flags"]
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(f"{run_dir} is not a run folder: no readable config.json ({error})") from None
+    known = {field.name for field in dataclasses.fields(Config)}
+    return Config(**{name: value for name, value in flags.items() if name in known})
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file so that a reader, or a crash, sees the old text or the new one, never a part."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+def _git_commit() -> str | None:
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    with contextlib.suppress(OSError):
+        answer = subprocess.run(command, capture_output=True, text=True, check=False)
+        return answer.stdout.strip() or None
+    return None
+
+
+# Loggers: a constructor, `log(metrics, step)` and `close()`.
+
+
+class Logger(Protocol):
+    """Where metrics go. A metric that was not measured is absent from `metrics`, never 0."""
+
+    def log(self, metrics: dict[str, float], step: int) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class CSVLogger:
+    """One row per `log` in metrics.csv, first column env_steps; columns are added as metrics appear."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.columns = ["env_steps"]
+
+    def log(self, metrics: dict[str, float], step: int) -> None:
+        row = {"env_steps": step, **metrics}
+        new = [name for name in row if name not in self.columns]
+        if new or not self.path.exists():
+            self.columns += new
+            self._rewrite()
+        with self.path.open("a", newline="") as file:
+            csv.DictWriter(file, self.columns).writerow(row)
+
+    def _rewrite(self) -> None:
+        """Puts a longer header over the rows written so far."""
+        rows = list(csv.DictReader(self.path.open(newline=""))) if self.path.exists() else []
+        text = io.StringIO()
+        writer = csv.DictWriter(text, self.columns)
+        writer.writeheader()
+        writer.writerows(rows)
+        write_text(self.path, text.getvalue())
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+
+class WandbLogger:
+    """Weights & Biases. Never asks for an account: without a key, or when the service is out of reach, it logs to the
+    run folder and `close` prints the command that uploads it."""
+
+    def __init__(self, config: Config, run_dir: Path):
+        import wandb
+
+        os.environ.setdefault("WANDB_SILENT", "true")
+        online = os.environ.get("WANDB_MODE") == "online" or bool(wandb.api.api_key)
+        options = {
+            "project": config.project_name,
+            "group": config.group_name,
+            "name": run_dir.name,
+            "config": dataclasses.asdict(config),
+            "dir": str(run_dir),
+        }
+        try:
+            mode = os.environ.get("WANDB_MODE", "online" if online else "offline")
+            self.run = wandb.init(**options, mode=mode, settings=wandb.Settings(init_timeout=30))
+        except Exception as error:  # whatever the service answers, training goes on
+            print(f"W&B is out of reach ({type(error).__name__}): logging offline", flush=True)
+            self.run = wandb.init(**options, mode="offline")
+
+    def log(self, metrics: dict[str, float], step: int) -> None:
+        self.run.log(metrics, step=step)
+
+    def close(self) -> None:
+        folder, offline = Path(self.run.dir).parent, self.run.offline
+        self.run.finish()
+        if offline:
+            print(f"W&B: upload this run with  wandb sync {folder}", flush=True)
+
+
+class Progress:
+    """The line a person watches: redrawn in place on a terminal, one line per evaluation when piped."""
+
+    def __init__(self, total_env_steps: int):
+        self.total = total_env_steps
+        self.live = sys.stdout.isatty()
+        self.start = time.monotonic()
+        self.success = ""
+
+    def announce(self, text: str) -> None:
+        """Says what is being compiled. A finished line ends with a newline; unfinished ones are for terminals."""
+        if self.live or text.endswith("\n"):
+            print(f"\x1b[2K\r{text}" if self.live else text, end="", flush=True)
+
+    def update(self, env_steps: int, steps_per_second: float) -> None:
+        """Redraws the live line; says nothing when piped."""
+        if self.live:
+            self._show(env_steps, steps_per_second, end="\r")
+
+    def evaluated(self, env_steps: int, steps_per_second: float | None, metrics: dict[str, float]) -> None:
+        """Prints the line of an evaluation."""
+        near, any_success = metrics.get("eval/episode_success"), metrics.get("eval/episode_success_any")
+        self.success = "" if near is None else f"   near goal {near:6.1f} steps   success {any_success:.2f}"
+        self._show(env_steps, steps_per_second, end="\n")
+
+    def _show(self, env_steps: int, steps_per_second: float | None, end: str) -> None:
+        speed, left = " " * 21, ""
+        if steps_per_second:
+            speed = f"{steps_per_second:>9,.0f} env steps/s"
+            left = f"   {_duration((self.total - env_steps) / steps_per_second)} left"
+        clear = "\x1b[2K" if self.live else ""
+        print(f"{clear}{env_steps:>12,} / {self.total:,} env steps{speed}{left}{self.success}", end=end, flush=True)
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(max(seconds, 0)), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
