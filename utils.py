@@ -5,6 +5,7 @@ import csv
 import dataclasses
 import difflib
 import io
+import itertools
 import json
 import math
 import os
@@ -54,6 +55,8 @@ class Config:
     """Draw start and goal anew at every episode. Off: each env repeats its first ones for the whole run."""
     seed: int = 0
     """Where all randomness of the run comes from."""
+    num_seeds: int = 1
+    """Seeds `seed`, `seed` + 1, ... trained together in one program, each a run of its own with its own folder."""
     num_timesteps: int = 10_000_000
     """Env steps over all envs, prefill and action repeats included; a run never stops short of it."""
     num_evals: int = 50
@@ -208,23 +211,26 @@ def _require_name(flag: str, name: str) -> None:
         )
 
 
+# The least legal value of each number; a learning rate is above its 0, everything else may equal its bound.
+_LEAST = {
+    **dict.fromkeys(
+        ("num_seeds", "num_timesteps", "num_evals", "num_eval_envs", "num_envs", "action_repeat", "unroll_length"), 1
+    ),
+    **dict.fromkeys(("multiplier_num_sgd_steps", "h_dim", "n_hidden", "repr_dim"), 1),
+    **dict.fromkeys(("batch_size", "episode_length", "min_replay_size"), 2),
+    "max_replay_size": 3,
+    **dict.fromkeys(("seed", "logsumexp_penalty", "l2_penalty", "policy_lr", "critic_lr", "alpha_lr"), 0),
+}
+
+
 def _check_ranges(config: Config) -> None:
-    at_least = dict.fromkeys(
-        "num_timesteps num_evals num_eval_envs num_envs action_repeat unroll_length multiplier_num_sgd_steps h_dim "
-        "n_hidden repr_dim".split(),
-        1,
-    )
-    at_least |= {"seed": 0, "batch_size": 2, "episode_length": 2, "min_replay_size": 2, "max_replay_size": 3}
-    at_least |= {"logsumexp_penalty": 0, "l2_penalty": 0}
-    for flag, low in at_least.items():
+    for flag, least in _LEAST.items():
         value = getattr(config, flag)
-        if not low <= value < math.inf:
-            raise ConfigError(f"--{flag} {value} is out of range: it must be finite and at least {low}")
-        if isinstance(value, int) and value >= 2**31 and flag != "num_timesteps":
-            raise ConfigError(f"--{flag} {value} is out of range: it must be below 2^31")
-    for flag in ("policy_lr", "critic_lr", "alpha_lr"):
-        if not 0 < getattr(config, flag) < math.inf:
-            raise ConfigError(f"--{flag} {getattr(config, flag)} is out of range: a learning rate is above 0, e.g. 3e-4")
+        if not least <= value < math.inf or (flag.endswith("_lr") and value == 0):
+            rule = "above 0, e.g. 3e-4" if flag.endswith("_lr") else f"finite and at least {least}"
+            raise ConfigError(f"--{flag} {value} is out of range: it must be {rule}")
+        if value >= 2**31 and isinstance(value, int) and flag != "num_timesteps":
+            raise ConfigError(f"--{flag} {value} is out of range: it must be below 2^31 = {2**31}")
     if not 0 < config.discounting < 1:
         raise ConfigError(f"--discounting {config.discounting} is out of range: it lies inside (0, 1), e.g. 0.99")
     if not 0 <= config.random_goals <= 1:
@@ -261,20 +267,20 @@ def _check_combinations(config: Config) -> None:
     if c.batch_size > min(collected, drawn):
         raise ConfigError(
             f"--batch_size {c.batch_size} is larger than a training step's data: num_envs {c.num_envs} * "
-            f"unroll_length {c.unroll_length} = {collected} rows, num_envs * (episode_length - 1) = {drawn} to draw; at "
-            f"most {min(collected, drawn)}"
+            f"unroll_length {c.unroll_length} = {collected} rows, num_envs * (episode_length - 1) = {drawn} to draw; "
+            f"at most {min(collected, drawn)}"
         )
     if c.num_envs * (c.max_replay_size + c.unroll_length) >= 2**31:
         raise ConfigError(
-            f"--num_envs {c.num_envs} * --max_replay_size {c.max_replay_size} rows are too many to number with 31 bits: "
-            f"at most --max_replay_size {max(3, 2**31 // c.num_envs - c.unroll_length - 1)}"
+            f"--num_envs {c.num_envs} * --max_replay_size {c.max_replay_size} rows are too many to number with 31 "
+            f"bits: at most --max_replay_size {max(3, 2**31 // c.num_envs - c.unroll_length - 1)}"
         )
     schedule = derive_schedule(c)
     if c.num_timesteps < schedule.prefill_env_steps:
         raise ConfigError(
             f"--num_timesteps {c.num_timesteps} is below the prefill of {schedule.prefill_env_steps} env steps "
-            f"(min_replay_size {c.min_replay_size} rows in {c.num_envs} envs, in unrolls of {c.unroll_length}): at least "
-            f"{schedule.prefill_env_steps + schedule.env_steps_per_training_step}, or a smaller --min_replay_size"
+            f"(min_replay_size {c.min_replay_size} rows in {c.num_envs} envs, in unrolls of {c.unroll_length}): at "
+            f"least {schedule.prefill_env_steps}, or a smaller --min_replay_size"
         )
 
 
@@ -291,6 +297,7 @@ class Schedule:
       prefill_steps: unrolls before learning starts.
       training_steps: unrolls followed by updates.
       epoch_lengths: training steps between evaluations; they differ by one at most.
+      first_evaluation: whether the untrained policy is evaluated.
       replay_rows: rows per env of the ring, a multiple of the unroll.
     """
 
@@ -299,7 +306,14 @@ class Schedule:
     prefill_steps: int
     training_steps: int
     epoch_lengths: tuple[int, ...]
+    first_evaluation: bool
     replay_rows: int
+
+    @property
+    def eval_at(self) -> tuple[int, ...]:
+        """Training steps done, the prefill's included, at each evaluation."""
+        ends = [self.prefill_steps + end for end in itertools.accumulate(self.epoch_lengths)]
+        return (0, *ends) if self.first_evaluation else tuple(ends)
 
     @property
     def prefill_env_steps(self) -> int:
@@ -328,6 +342,7 @@ def derive_schedule(config: Config) -> Schedule:
         prefill_steps=prefill_steps,
         training_steps=training_steps,
         epoch_lengths=tuple(end - start for start, end in zip([0, *ends], ends, strict=False)),
+        first_evaluation=config.num_evals > 1,
         replay_rows=math.ceil(config.max_replay_size / config.unroll_length) * config.unroll_length,
     )
 
@@ -358,7 +373,6 @@ def describe_plan(config: Config, schedule: Schedule, state_dim: int, action_siz
     memory = memory_plan(config, schedule, state_dim, action_size, goal_dim)
     updates_per_env_step = schedule.updates_per_training_step / schedule.env_steps_per_training_step
     lengths = sorted(set(schedule.epoch_lengths))
-    evaluations = len(schedule.epoch_lengths) + (config.num_evals > 1)
     lines = {
         "env": f"{config.env_name}: state {state_dim}, goal {goal_dim}, action {action_size}",
         "env steps": f"{schedule.total_env_steps:,} in {config.num_envs:,} envs (asked for {config.num_timesteps:,})",
@@ -367,7 +381,7 @@ def describe_plan(config: Config, schedule: Schedule, state_dim: int, action_siz
         "updates per training step": f"{schedule.updates_per_training_step:,} ({schedule.total_updates:,} in all)",
         "update to data ratio": f"1 update per {1 / updates_per_env_step:.1f} env steps",
         "epochs": f"{len(schedule.epoch_lengths)} of {' or '.join(map(str, lengths))} training steps",
-        "evaluations": f"{evaluations} of {config.num_eval_envs} episodes",
+        "evaluations": f"{len(schedule.eval_at)} of {config.num_eval_envs} episodes",
         "replay": f"{schedule.replay_rows:,} rows per env, {_bytes(memory['replay'])}",
         "estimated peak memory": f"{_bytes(sum(memory.values()))}, physics state not counted",
     }
@@ -528,7 +542,6 @@ class Progress:
     def __init__(self, total_env_steps: int):
         self.total = total_env_steps
         self.live = sys.stdout.isatty()
-        self.start = time.monotonic()
         self.success = ""
 
     def announce(self, text: str) -> None:
@@ -541,11 +554,12 @@ class Progress:
         if self.live:
             self._show(env_steps, steps_per_second, end="\r")
 
-    def evaluated(self, env_steps: int, steps_per_second: float | None, metrics: dict[str, float]) -> None:
+    def evaluated(self, env_steps: int, metrics: dict[str, float]) -> None:
         """Prints the line of an evaluation."""
-        near, any_success = metrics.get("eval/episode_success"), metrics.get("eval/episode_success_any")
-        self.success = "" if near is None else f"   near goal {near:6.1f} steps   success {any_success:.2f}"
-        self._show(env_steps, steps_per_second, end="\n")
+        if "eval/episode_success" in metrics:
+            near, any_success = metrics["eval/episode_success"], metrics["eval/episode_success_any"]
+            self.success = f"   near goal {near:6.1f} steps   success {any_success:.2f}"
+        self._show(env_steps, metrics.get("training/sps"), end="\n")
 
     def _show(self, env_steps: int, steps_per_second: float | None, end: str) -> None:
         speed, left = " " * 21, ""

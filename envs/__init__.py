@@ -1,12 +1,31 @@
 """The registry of environments: `ENVS` maps a name to a constructor, `make_env` builds one."""
 
+from functools import partial
+
 from envs.ant import Ant
+from envs.ant_ball import AntBall
+from envs.ant_maze import AntMaze
+from envs.ant_push import AntPush
 from envs.base import EnvConstructor, GoalEnv, unknown
+from envs.half_cheetah import HalfCheetah
+from envs.humanoid import Humanoid
+from envs.pusher import Pusher
 from envs.reacher import Reacher
 
 ENVS: dict[str, EnvConstructor] = {
     "reacher": Reacher,
+    "cheetah": HalfCheetah,
+    "pusher_easy": partial(Pusher, goals="easy"),
+    "pusher_hard": partial(Pusher, goals="hard"),
     "ant": Ant,
+    "humanoid": Humanoid,
+    "ant_ball": AntBall,
+    "ant_push": AntPush,
+    "ant_u_maze": partial(AntMaze, layout="u_maze"),
+    "ant_u_maze_eval": partial(AntMaze, layout="u_maze_eval"),
+    "ant_big_maze": partial(AntMaze, layout="big_maze"),
+    "ant_big_maze_eval": partial(AntMaze, layout="big_maze_eval"),
+    "ant_hardest_maze": partial(AntMaze, layout="hardest_maze"),
 }
 
 

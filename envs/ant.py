@@ -5,6 +5,11 @@ import jax.numpy as jnp
 
 from envs.base import GoalEnv, Physics, brax_asset, on_circle, uniform_angle
 
+# Geoms by what they are, for environments that let more of them collide.
+TORSO = ("torso_geom",)
+INNER_LEGS = tuple(f"aux_{leg}_geom" for leg in (1, 2, 3, 4))  # the capsules that belong to the torso
+FEET = tuple(f"{leg}_foot_geom" for leg in ("left", "right", "third", "fourth"))
+
 
 class Ant(GoalEnv):
     """brax's ant; the torso has to come within 0.5 m of a goal 10 m away.
@@ -56,7 +61,8 @@ class Ant(GoalEnv):
         return q, qd, on_circle(self.goal_radius, uniform_angle(goal_key))
 
     def observe(self, pipeline_state, action):
-        return jnp.concatenate([pipeline_state.q, pipeline_state.qd])
+        objects = pipeline_state.x.pos[9:, :2]  # a subclass may add a body to the ant's nine: a ball, a box
+        return jnp.concatenate([pipeline_state.q[:15], pipeline_state.qd[:14], objects.reshape(-1)])
 
     def step_metrics(self, before, pipeline_state, action):
         torso = pipeline_state.x.pos[0]

@@ -5,20 +5,24 @@ never sees it. Shapes here are those of one environment; `envs.wrappers.VectorEn
 """
 
 import abc
+import contextlib
 import dataclasses
 import difflib
 import importlib
+import io
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 from xml.etree import ElementTree
 
-import brax
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+
+with contextlib.redirect_stdout(io.StringIO()):  # MJX prints that its optional engine, Warp, is not installed
+    import brax
 
 BACKENDS = ("generalized", "mjx", "positional", "spring")
 
@@ -230,9 +234,21 @@ def remove_body(root: ElementTree.Element, name: str) -> None:
     next(parent for parent in root.iter() if body in list(parent)).remove(body)
 
 
+def collide(root: ElementTree.Element, geoms: tuple[str, ...]) -> None:
+    """Lets geoms be touched by every geom whose contype is 1."""
+    for name in geoms:
+        find(root, "geom", name).set("conaffinity", "1")
+
+
 def set_numeric(root: ElementTree.Element, name: str, data: str) -> None:
     """Overwrites one of brax's custom numbers, e.g. when a body that had one was removed."""
     find(root, "numeric", name).set("data", data)
+
+
+def extend_numeric(root: ElementTree.Element, name: str, data: str) -> None:
+    """Appends to one of brax's custom numbers, e.g. when a body is added."""
+    numeric = find(root, "numeric", name)
+    numeric.set("data", f"{numeric.get('data')} {data}")
 
 
 def apply_physics(root: ElementTree.Element, physics: Physics) -> str:

@@ -1,7 +1,9 @@
 """Parameters on disk: a plain .npz that loads without pickle, and a policy that acts from it in two lines.
 
-    policy = load_policy("runs/crl/test/test_ant_s0_20260101-120000")
-    action = policy(obs)
+```
+policy = load_policy("runs/crl/test/test_ant_s0_20260101-120000")
+action = policy(obs)
+```
 """
 
 import functools

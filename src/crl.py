@@ -1,7 +1,7 @@
 """Contrastive RL as an algorithm: `init`, `act`, `update` on one `AgentState`. The loop knows no more of it.
 
-Critic: f(phi(s, a), psi(g)), trained by a contrastive loss so that exp f is proportional to how much likelier g is to be
-reached after (s, a). Actor: tanh-Gaussian, trained to maximise f with an entropy bonus. No reward is used.
+Critic: f(phi(s, a), psi(g)), trained by a contrastive loss so that exp f is proportional to how much likelier g is to
+be reached after (s, a). Actor: tanh-Gaussian, trained to maximise f with an entropy bonus. No reward is used.
 Papers: https://arxiv.org/abs/2206.07568, https://arxiv.org/abs/2408.11052.
 """
 
@@ -109,8 +109,8 @@ def init(config: Config, networks: Networks, key: jax.Array) -> AgentState:
     )
 
 
-# Normalisation. Goals are parts of states, so a goal is scaled by the moments of the entries it speaks of: the actor and
-# both encoders see hindsight goals and commanded goals on one scale.
+# Normalisation. Goals are parts of states, so a goal is scaled by the moments of the entries it speaks of: the actor
+# and both encoders see hindsight goals and commanded goals on one scale.
 
 
 def observe(normalizer: Normalizer | None, states: jax.Array) -> Normalizer | None:

@@ -17,8 +17,8 @@ def evaluate(
 ) -> dict[str, jax.Array]:
     """Runs `num_eval_envs` episodes of `policy(obs, key) -> action` and sums each metric the env reports over each.
 
-    Returns the mean over episodes of every sum as `episode_NAME` with `_std`, `_min`, `_max`; `episode_success_any`, the
-    share of episodes with at least one success; and `avg_episode_length` in env steps.
+    Returns the mean over episodes of every sum as `episode_NAME` with `_std`, `_min`, `_max`; `episode_success_any`,
+    the share of episodes with at least one success; and `avg_episode_length` in env steps.
     """
     first = env.reset(jax.random.key(EVAL_GOALS_SEED), num_eval_envs)
     totals = jax.tree.map(jnp.zeros_like, {"reward": first.reward, **first.metrics})

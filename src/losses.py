@@ -247,9 +247,7 @@ def tanh_gaussian_log_prob(pre_tanh: jax.Array, mean: jax.Array, std: jax.Array)
     return jnp.sum(gaussian - log_slope, axis=-1)
 
 
-def actor_loss(
-    alpha: jax.Array, log_prob: jax.Array, energy: jax.Array, disable_entropy: bool = False
-) -> jax.Array:
+def actor_loss(alpha: jax.Array, log_prob: jax.Array, energy: jax.Array, disable_entropy: bool = False) -> jax.Array:
     """mean [alpha log pi - f] of (B,) log densities and energies; the first term can be switched off."""
     return jnp.mean(-energy if disable_entropy else alpha * log_prob - energy)
 

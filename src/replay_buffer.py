@@ -1,8 +1,10 @@
 """Replay on the device: a ring of steps per env, and hindsight goals in O(1) per sample.
 
-Shapes: T rows of the ring (its time axis), N envs, B batch. Row t of env n is step t of whatever trajectory env n was
-in; a trajectory is a run of rows with one `traj_id`. No goals, rewards or discounts are stored: a goal is a later state.
+Shapes: T rows of the ring (its time axis), N envs, B batch. A trajectory is a run of rows of one env with one
+`traj_id`. No goals, rewards or discounts are stored: a goal is a later state.
 """
+
+import math
 
 import jax
 import jax.numpy as jnp
@@ -100,7 +102,7 @@ def index_futures(buffer_state: BufferState) -> FutureIndex:
 
 def truncated_geometric(u: jax.Array, num_future: jax.Array, discounting: float) -> jax.Array:
     """k in 1..num_future with P(k) proportional to discounting^k, from u uniform in [0, 1): the inverse of its CDF."""
-    log_discount = jnp.log(discounting)
+    log_discount = math.log(discounting)  # in float64: float32 rounds a discount near 1 to 1
     k = 1 + jnp.floor(jnp.log1p(u * jnp.expm1(num_future * log_discount)) / log_discount).astype(jnp.int32)
     return jnp.clip(k, 1, num_future)
 
@@ -115,7 +117,9 @@ def sample_pairs(
     row = jnp.searchsorted(index.rank, draw, side="right").astype(jnp.int32)
     num_future = index.num_future.reshape(-1)[row]
     k = truncated_geometric(jax.random.uniform(future_key, shape), num_future, discounting)
-    return row, (row + k * num_envs) % (capacity * num_envs)
+    time, env = jnp.divmod(row, num_envs)
+    # In this order no number exceeds that of the rows, which int32 can just hold.
+    return row, (time + k) % capacity * num_envs + env
 
 
 def gather(rows: Rows, row: jax.Array, future_row: jax.Array) -> Batch:

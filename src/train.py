@@ -1,13 +1,15 @@
 """The training loop: collect -> insert -> sample -> update is one `training_step`; an epoch is many, on the device."""
 
+import dataclasses
 import functools
-import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from envs import make_env
@@ -40,8 +42,8 @@ class TrainState:
 
 
 class Algorithm(NamedTuple):
-    """What the loop needs of an algorithm; `init(key)`, `act(agent_state, obs, key)`, `update(agent_state, batch, key)`,
-    and `observe(agent_state, states)` for statistics of the data."""
+    """What the loop needs of an algorithm: `init(key)`, `act(agent_state, obs, key)`, `update(agent_state, batch, key)`
+    and `observe(agent_state, states)`, which keeps statistics of the data."""
 
     init: Callable[..., Any]
     act: Callable[..., jax.Array]
@@ -108,14 +110,20 @@ def init(program: Program, key: jax.Array) -> TrainState:
     )
 
 
-def training_step(program: Program, train_state: TrainState) -> tuple[TrainState, dict[str, jax.Array]]:
-    """Collects `unroll_length` steps in every env, then does the scheduled updates; returns their mean metrics."""
+def training_step(
+    program: Program, train_state: TrainState, totals: dict[str, jax.Array], num_updates: jax.Array
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """Collects `unroll_length` steps in every env, does `num_updates` updates, adds their mean metrics to `totals`.
+
+    The prefill is a training step without updates.
+    """
     train_state = collect(program, train_state)
     key, sample_key, update_key = jax.random.split(train_state.key, 3)
     pairs = sample_pairs(program, train_state.buffer_state, sample_key)
-    agent_state, metrics = learn(program, train_state, pairs, update_key)
-    metrics["buffer_current_size"] = train_state.buffer_state.size * program.config.num_envs
-    return train_state.replace(agent_state=agent_state, key=key), metrics
+    agent_state, metrics = learn(
+        program, train_state, pairs, num_updates, jax.tree.map(jnp.zeros_like, totals), update_key
+    )
+    return train_state.replace(agent_state=agent_state, key=key), jax.tree.map(jnp.add, totals, metrics)
 
 
 def collect(program: Program, train_state: TrainState) -> TrainState:
@@ -154,184 +162,247 @@ def sample_pairs(program: Program, buffer_state: replay_buffer.BufferState, key:
     return replay_buffer.sample_pairs(key, index, shape, config.discounting)
 
 
-def learn(program: Program, train_state: TrainState, pairs: tuple[jax.Array, jax.Array], key: jax.Array):
-    """One update per batch of `pairs`; returns the agent state and the mean of each metric over the updates."""
+def learn(
+    program: Program,
+    train_state: TrainState,
+    pairs: tuple[jax.Array, jax.Array],
+    num_updates: jax.Array,
+    zeros: dict[str, jax.Array],
+    key: jax.Array,
+) -> tuple[Any, dict[str, jax.Array]]:
+    """One update for each of the first `num_updates` batches of `pairs`.
+
+    Returns the agent state and the mean of each metric over the updates (`zeros` if there were none).
+    """
     rows = train_state.buffer_state.rows
 
-    def step(agent_state, inputs):
-        row, future_row, update_key = inputs
-        return program.algorithm.update(agent_state, replay_buffer.gather(rows, row, future_row), update_key)
+    def step(i: jax.Array, carry):
+        agent_state, sums = carry
+        batch = replay_buffer.gather(rows, pairs[0][i], pairs[1][i])
+        agent_state, metrics = program.algorithm.update(agent_state, batch, jax.random.fold_in(key, i))
+        return agent_state, jax.tree.map(jnp.add, sums, metrics)
 
-    inputs = (*pairs, jax.random.split(key, pairs[0].shape[0]))
-    agent_state, metrics = jax.lax.scan(step, train_state.agent_state, inputs)
-    return agent_state, jax.tree.map(functools.partial(jnp.mean, axis=0), metrics)
-
-
-# What is compiled: the start, the prefill, a number of training steps, an evaluation.
+    agent_state, sums = jax.lax.fori_loop(0, num_updates, step, (train_state.agent_state, zeros))
+    return agent_state, jax.tree.map(lambda total: total / jnp.maximum(num_updates, 1), sums)
 
 
-def prefill(program: Program, train_state: TrainState) -> TrainState:
-    """Fills the replay with what the untrained policy does."""
-    return jax.lax.fori_loop(
-        0, program.schedule.prefill_steps, lambda _, state: collect(program, state), train_state
-    )
-
-
-def metric_zeros(program: Program, train_state: TrainState) -> dict[str, jax.Array]:
+def metric_zeros(program: Program, agent_state: Any) -> dict[str, jax.Array]:
     """Where the metric sums of an epoch begin."""
-    _, shapes = jax.eval_shape(functools.partial(training_step, program), train_state)
-    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), shapes)
+    env, size = program.env.env, program.config.batch_size
+    state, action = jnp.zeros((size, env.state_dim)), jnp.zeros((size, env.action_size))
+    batch = replay_buffer.Batch(state=state, action=action, future_state=state)
+    _, shapes = jax.eval_shape(program.algorithm.update, agent_state, batch, jax.random.key(0))
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+
+
+# What is compiled: the start, a number of training steps, an evaluation.
+
+
+def start(program: Program, key: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
+    """The state before the first step, and the metric sums of the first epoch."""
+    train_state = init(program, key)
+    return train_state, metric_zeros(program, train_state.agent_state)
 
 
 def train_chunk(
-    program: Program, train_state: TrainState, totals: dict[str, jax.Array], num_steps: jax.Array
+    program: Program,
+    train_state: TrainState,
+    totals: dict[str, jax.Array],
+    num_steps: jax.Array,
+    num_updates: jax.Array,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """`num_steps` training steps, their metrics added to `totals`. The count is a value, so one program serves all."""
+    """`num_steps` training steps of `num_updates` each. The counts are values, so one program serves every chunk of
+    every epoch, and the prefill."""
 
     def step(_, carry):
-        train_state, totals = carry
-        train_state, metrics = training_step(program, train_state)
-        return train_state, jax.tree.map(jnp.add, totals, metrics)
+        return training_step(program, *carry, num_updates)
 
     return jax.lax.fori_loop(0, num_steps, step, (train_state, totals))
 
 
-def evaluation(program: Program, agent_state: Any, key: jax.Array) -> dict[str, jax.Array]:
-    """Metrics of the current policy on the frozen goals."""
+def evaluation(program: Program, agent_state: Any, key: jax.Array, training_steps: jax.Array) -> dict[str, jax.Array]:
+    """Metrics of the current policy on the frozen goals; `key` and the training steps done draw its actions."""
     config = program.config
     policy = functools.partial(program.algorithm.act, agent_state, deterministic=config.deterministic_eval)
-    return evaluate(program.eval_env, policy, config.num_eval_envs, key)
+    return evaluate(program.eval_env, policy, config.num_eval_envs, jax.random.fold_in(key, training_steps))
 
 
 class Compiled(NamedTuple):
-    """The compiled functions of a run."""
+    """The compiled functions of a run; their arrays have a leading seed axis when there are several seeds."""
 
-    prefill: Callable[..., TrainState]
     train_chunk: Callable[..., tuple[TrainState, dict[str, jax.Array]]]
     evaluation: Callable[..., dict[str, jax.Array]]
 
 
-def compile_program(program: Program, train_state: TrainState, totals, announce: Callable[[str], None]) -> Compiled:
-    """Compiles everything before the first step, saying what takes how long."""
+def compile_program(
+    program: Program, several_seeds: bool, train_state: TrainState, totals: Any, announce: Callable[[str], None]
+) -> Compiled:
+    """Compiles everything before the first step, side by side, saying how long it takes."""
 
-    def build(name: str, function: Callable, donate: tuple[int, ...], *args) -> Callable:
-        announce(f"compiling {name} ...")
-        start = time.monotonic()
-        compiled = jax.jit(functools.partial(function, program), donate_argnums=donate).lower(*args).compile()
-        announce(f"compiling {name} ... {time.monotonic() - start:.0f} s\n")
-        return compiled
+    def lower(function: Callable, seed_axes: tuple, donate: tuple[int, ...], *args) -> Any:
+        function = functools.partial(function, program)
+        function = jax.vmap(function, seed_axes) if several_seeds else function
+        return jax.jit(function, donate_argnums=donate).lower(*args)
 
-    key, count = jax.random.key(0), jnp.zeros((), jnp.int32)  # examples of their types
-    return Compiled(
-        prefill=build("prefill", prefill, (0,), train_state),
-        train_chunk=build("training", train_chunk, (0, 1), train_state, totals, count),
-        evaluation=build("evaluation", evaluation, (), train_state.agent_state, key),
+    announce("compiling training and evaluation ...")
+    started = time.monotonic()
+    count = jnp.zeros((), jnp.int32)
+    lowered = (
+        lower(train_chunk, (0, 0, None, None), (0, 1), train_state, totals, count, count),
+        lower(evaluation, (0, 0, None), (), train_state.agent_state, train_state.key, count),
     )
+    with ThreadPoolExecutor() as threads:
+        compiled = Compiled(*threads.map(lambda each: each.compile(), lowered))
+    announce(f"compiling training and evaluation ... {time.monotonic() - started:.0f} s\n")
+    return compiled
 
 
-# The loop in Python: evaluate, train, report. It sees numbers, never arrays of the run.
+# The loop in Python: evaluate, train, report. It sees numbers, never the arrays of the run.
 
 
-class Report(NamedTuple):
-    """What an evaluation hands to the caller. `agent_state` is valid until the next report is asked for."""
+@dataclasses.dataclass(frozen=True)
+class Position:
+    """Where a run stands, in plain numbers.
 
+    Attributes:
+      training_steps: done so far, the prefill's included.
+      evaluated_at: `training_steps` at the last evaluation; -1 before the first.
+      epoch_steps, epoch_seconds: training steps, and what they took, since the last evaluation or the prefill.
+      train_seconds, eval_seconds: spent so far.
+    """
+
+    training_steps: int = 0
+    evaluated_at: int = -1
+    epoch_steps: int = 0
+    epoch_seconds: float = 0.0
+    train_seconds: float = 0.0
+    eval_seconds: float = 0.0
+
+
+class RunState(NamedTuple):
+    """All of a run between two moments: `train_state` and the epoch's metric sums `totals` (each with a leading seed
+    axis when there are several seeds), and the position."""
+
+    train_state: TrainState
+    totals: dict[str, jax.Array]
+    position: Position
+
+
+class Moment(NamedTuple):
+    """What the loop hands to its caller every few seconds, and at every evaluation.
+
+    Attributes:
+      run_state: valid until the next moment is asked for; its memory is reused then.
+      env_steps: env steps so far, of each seed.
+      speed: env steps per second of the last chunk, over all seeds; None at an evaluation.
+      metrics: one dict a seed at an evaluation, else None.
+    """
+
+    run_state: RunState
     env_steps: int
-    metrics: dict[str, float]
-    agent_state: Any
+    speed: float | None
+    metrics: list[dict[str, float]] | None
 
 
 def run(
     program: Program,
+    seeds: Sequence[int],
     announce: Callable[[str], None],
-    progress: Callable[[int, float], None],
+    resumed: RunState | None = None,
     seconds_per_chunk: float = 2.0,
-) -> Iterator[Report]:
-    """Trains to the end of the schedule, yielding a `Report` at every evaluation.
+) -> Iterator[Moment]:
+    """Trains all `seeds` together to the end of the schedule.
 
     Args:
       announce: receives what is being compiled and how long it took.
-      progress: receives env steps so far and env steps per second, every few seconds.
+      resumed: where to go on; None starts anew.
       seconds_per_chunk: how long one call into the compiled program may take; changes no number.
-
-    Raises:
-      FloatingPointError: a metric is not finite; the run has gone wrong and says which and when.
     """
-    config, schedule = program.config, program.schedule
-    init_key, eval_key = jax.random.split(jax.random.key(config.seed))
-    train_state = jax.jit(functools.partial(init, program))(init_key)
-    zeros = metric_zeros(program, train_state)
-    compiled = compile_program(program, train_state, zeros, announce)
-    clock = Clock(schedule.env_steps_per_training_step, seconds_per_chunk, progress)
-
-    def evaluated(number: int, metrics: dict[str, float]) -> Report:
-        start = time.monotonic()
-        key = jax.random.fold_in(eval_key, number)
-        values = jax.device_get(compiled.evaluation(train_state.agent_state, key))
-        elapsed = time.monotonic() - start
-        clock.eval_seconds += elapsed
-        metrics |= {f"eval/{name}": float(value) for name, value in values.items()}
-        metrics["eval/sps"] = config.num_eval_envs * config.episode_length / elapsed
-        metrics["eval/walltime"] = clock.eval_seconds
-        require_finite(metrics, clock.env_steps)
-        return Report(clock.env_steps, metrics, train_state.agent_state)
-
-    if config.num_evals > 1:
-        yield evaluated(0, {})
-    train_state = clock.timed(schedule.prefill_steps, lambda: compiled.prefill(train_state))
-    for number, num_steps in enumerate(schedule.epoch_lengths, start=1):
-        clock.start_epoch()
-        totals = jax.tree.map(jnp.copy, zeros)
-        for chunk in clock.chunks(num_steps):
-            count = jnp.asarray(chunk, jnp.int32)
-            arguments = (train_state, totals, count)
-            train_state, totals = clock.timed(chunk, lambda arguments=arguments: compiled.train_chunk(*arguments))
-        metrics = {f"training/{name}": float(total) / num_steps for name, total in jax.device_get(totals).items()}
-        metrics["training/sps"] = clock.epoch_speed()
-        metrics["training/walltime"] = clock.train_seconds
-        yield evaluated(number, metrics)
+    several_seeds = len(seeds) > 1
+    keys = jax.vmap(lambda seed: jax.random.split(jax.random.key(seed)))(jnp.asarray(seeds))
+    start_keys, eval_keys = jnp.moveaxis(keys, 1, 0) if several_seeds else keys[0]
+    begin = functools.partial(start, program)
+    begin = jax.jit(jax.vmap(begin) if several_seeds else begin)
+    run_state = resumed or RunState(*begin(start_keys), Position())
+    compiled = compile_program(program, several_seeds, run_state.train_state, run_state.totals, announce)
+    for eval_at in program.schedule.eval_at:
+        while run_state.position.training_steps < eval_at:
+            steps_left = eval_at - run_state.position.training_steps
+            moment = advance(program, compiled, run_state, steps_left, len(seeds), seconds_per_chunk)
+            yield moment
+            run_state = moment.run_state
+        if run_state.position.evaluated_at < eval_at == run_state.position.training_steps:
+            moment = evaluate_now(program, compiled, run_state, eval_keys, len(seeds))
+            yield moment
+            run_state = moment.run_state
 
 
-class Clock:
-    """Counts env steps and seconds of training, and cuts an epoch into chunks of a few seconds."""
-
-    def __init__(self, env_steps_per_training_step: int, seconds_per_chunk: float, progress: Callable):
-        self.env_steps_per_training_step = env_steps_per_training_step
-        self.seconds_per_chunk = seconds_per_chunk
-        self.progress = progress
-        self.env_steps = 0
-        self.train_seconds = 0.0
-        self.eval_seconds = 0.0
-        self.step_seconds = float("inf")
-        self.start_epoch()
-
-    def start_epoch(self) -> None:
-        self.epoch_start = (self.env_steps, self.train_seconds)
-
-    def epoch_speed(self) -> float:
-        """Env steps per second of training in this epoch."""
-        return (self.env_steps - self.epoch_start[0]) / max(self.train_seconds - self.epoch_start[1], 1e-9)
-
-    def chunks(self, num_steps: int) -> Iterator[int]:
-        """Splits `num_steps` training steps into calls of about `seconds_per_chunk`, by the speed measured last."""
-        while num_steps > 0:
-            chunk = min(num_steps, max(1, int(self.seconds_per_chunk / self.step_seconds)))
-            yield chunk
-            num_steps -= chunk
-
-    def timed(self, training_steps: int, call: Callable[[], Any]) -> Any:
-        """Runs `call` to its end on the device, and books its steps and seconds."""
-        start = time.monotonic()
-        result = jax.block_until_ready(call())
-        elapsed = time.monotonic() - start
-        self.train_seconds += elapsed
-        self.step_seconds = elapsed / training_steps
-        self.env_steps += training_steps * self.env_steps_per_training_step
-        self.progress(self.env_steps, self.env_steps_per_training_step / self.step_seconds)
-        return result
+def advance(
+    program: Program,
+    compiled: Compiled,
+    run_state: RunState,
+    steps_left: int,
+    num_seeds: int,
+    seconds_per_chunk: float,
+) -> Moment:
+    """Runs one chunk of at most `steps_left` training steps, sized by the speed since the last evaluation."""
+    train_state, totals, position = run_state
+    prefill_left = max(program.schedule.prefill_steps - position.training_steps, 0)
+    affordable = int(seconds_per_chunk * position.epoch_steps / max(position.epoch_seconds, 1e-6))
+    num_steps = min(prefill_left or steps_left, max(affordable, 1))
+    num_updates = 0 if prefill_left else program.schedule.updates_per_training_step
+    counts = jnp.asarray(num_steps, jnp.int32), jnp.asarray(num_updates, jnp.int32)
+    started = time.monotonic()
+    train_state, totals = jax.block_until_ready(compiled.train_chunk(train_state, totals, *counts))
+    seconds = time.monotonic() - started
+    position = dataclasses.replace(
+        position,
+        training_steps=position.training_steps + num_steps,
+        epoch_steps=position.epoch_steps + num_steps,
+        epoch_seconds=position.epoch_seconds + seconds,
+        train_seconds=position.train_seconds + seconds,
+    )
+    if prefill_left == num_steps:  # the first epoch begins here
+        position = dataclasses.replace(position, epoch_steps=0, epoch_seconds=0.0)
+    per_step = program.schedule.env_steps_per_training_step
+    return Moment(
+        run_state=RunState(train_state, totals, position),
+        env_steps=position.training_steps * per_step,
+        speed=num_steps * per_step * num_seeds / seconds,
+        metrics=None,
+    )
 
 
-def require_finite(metrics: dict[str, float], env_steps: int) -> None:
-    """Raises FloatingPointError naming the first metric that is not finite."""
-    for name, value in metrics.items():
-        if not math.isfinite(value):
-            raise FloatingPointError(f"{name} is {value} at env step {env_steps:,}")
+def evaluate_now(program: Program, compiled: Compiled, run_state: RunState, keys: jax.Array, num_seeds: int) -> Moment:
+    """Evaluates, and reports it together with the means over the epoch that ends here."""
+    train_state, totals, position = run_state
+    config, per_step = program.config, program.schedule.env_steps_per_training_step
+    started = time.monotonic()
+    training_steps = jnp.asarray(position.training_steps, jnp.int32)
+    values = jax.device_get(compiled.evaluation(train_state.agent_state, keys, training_steps))
+    seconds = time.monotonic() - started
+    eval_seconds = position.eval_seconds + seconds
+    metrics = {f"eval/{name}": value for name, value in values.items()}
+    metrics["eval/sps"] = num_seeds * config.num_eval_envs * config.episode_length / seconds
+    metrics["eval/walltime"] = eval_seconds
+    if position.epoch_steps:
+        means = {name: total / position.epoch_steps for name, total in jax.device_get(totals).items()}
+        means["buffer_current_size"] = config.num_envs * jax.device_get(train_state.buffer_state.size)
+        means["sps"] = num_seeds * position.epoch_steps * per_step / position.epoch_seconds
+        means["walltime"] = position.train_seconds
+        metrics |= {f"training/{name}": value for name, value in means.items()}
+    position = dataclasses.replace(
+        position,
+        evaluated_at=position.training_steps,
+        epoch_steps=0,
+        epoch_seconds=0.0,
+        eval_seconds=eval_seconds,
+    )
+    return Moment(
+        run_state=RunState(train_state, jax.tree.map(jnp.zeros_like, totals), position),
+        env_steps=position.training_steps * per_step,
+        speed=None,
+        metrics=[
+            {name: float(np.broadcast_to(v, num_seeds)[i]) for name, v in metrics.items()} for i in range(num_seeds)
+        ],
+    )
