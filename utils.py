@@ -3,7 +3,6 @@
 import contextlib
 import csv
 import dataclasses
-import difflib
 import io
 import itertools
 import json
@@ -20,6 +19,7 @@ import tyro
 
 from envs import ENVS
 from envs.base import BACKENDS, unknown
+from src.command_line import ConfigError, parse
 from src.losses import CONTRASTIVE_LOSSES, ENERGY_FNS, EXPLORATION_SIGNS
 from src.networks import NETWORKS
 
@@ -127,10 +127,6 @@ class Config:
     """Print the plan and stop."""
 
 
-class ConfigError(ValueError):
-    """A request that cannot be carried out; its text is one line that says what would be right."""
-
-
 # Command line.
 
 
@@ -141,43 +137,9 @@ def parse_config(args: list[str]) -> Config:
       ConfigError: an unknown flag, a value of the wrong type or out of range.
       SystemExit: after --help.
     """
-    captured = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(captured):
-            config = tyro.cli(Config, args=_plain_switches(args), prog="training.py", use_underscores=True)
-    except SystemExit as stop:
-        if not stop.code:
-            raise
-        raise ConfigError(_one_line(captured.getvalue())) from None
+    config = parse(Config, args, prog="training.py")
     check_config(config)
     return config
-
-
-def _plain_switches(args: list[str]) -> list[str]:
-    """Turns `--use_ln=True`, as sweep agents write it, into the switch `--use_ln` (and False into `--no_use_ln`)."""
-    switches = {field.name for field in dataclasses.fields(Config) if field.type is bool}
-    values = {"true": "", "1": "", "false": "no_", "0": "no_"}
-    plain = []
-    for arg in args:
-        name, _, value = arg.removeprefix("--").replace("-", "_").partition("=")
-        if plain and plain[-1].removeprefix("--") in switches and arg.lower() in ("true", "false"):
-            plain[-1] = f"--{values[arg.lower()]}{plain[-1].removeprefix('--')}"
-        elif arg.startswith("--") and name in switches and value.lower() in values:
-            plain.append(f"--{values[value.lower()]}{name}")
-        else:
-            plain.append(arg)
-    return plain
-
-
-def _one_line(boxed: str) -> str:
-    """The message inside the box that tyro draws, with the nearest flag for one that does not exist."""
-    lines = [line.strip("│ ") for line in boxed.splitlines() if line.startswith("│")]
-    message = " ".join(line for line in lines if line).split("───")[0].strip()
-    strangers = [word.strip(",") for word in message.split() if word.startswith("--")]
-    if message.startswith("Unrecognized") and strangers:
-        flags = [f"--{field.name}" for field in dataclasses.fields(Config)]
-        message += f"; did you mean {difflib.get_close_matches(strangers[0], flags, n=1, cutoff=0.0)[0]}?"
-    return message
 
 
 def check_config(config: Config) -> None:

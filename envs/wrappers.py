@@ -27,10 +27,13 @@ class VectorEnv:
 
         def repeat(total: EnvState, _):
             stepped = jax.vmap(self.env.step)(total, action)
-            running = 1.0 - total.done
+
+            def add(old, new):  # `where`, not a product: an ended episode may run into non-finite numbers
+                return old + jnp.where(total.done > 0, 0.0, new)
+
             return stepped.replace(
-                reward=total.reward + running * stepped.reward,
-                metrics=jax.tree.map(lambda old, new: old + running * new, total.metrics, stepped.metrics),
+                reward=add(total.reward, stepped.reward),
+                metrics=jax.tree.map(add, total.metrics, stepped.metrics),
                 done=jnp.maximum(total.done, stepped.done),
             ), None
 
@@ -58,7 +61,8 @@ class VectorEnv:
         """
         ended = env_state.done > 0
         pool_size = pool.done.shape[0]
-        slot = (used + jnp.cumsum(ended) - 1) % pool_size
+        drawn = used + jnp.cumsum(ended) - 1
+        slot = (drawn + drawn // pool_size) % pool_size  # each round is shifted by one, away from the same envs
         return self.begin(env_state, jax.tree.map(lambda leaf: leaf[slot], pool)), used + jnp.sum(ended)
 
     def begin(self, env_state: EnvState, fresh: EnvState) -> EnvState:

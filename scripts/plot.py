@@ -8,16 +8,13 @@ https://arxiv.org/abs/2108.13264; one panel per environment; one figure per metr
 as OUT.md and OUT.csv, and OUT_improvement.csv when there are settings to compare.
 """
 
-import contextlib
 import csv
 import dataclasses
 import difflib
-import io
 import itertools
 import json
 import math
 import os
-import re
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -33,6 +30,7 @@ from matplotlib.lines import Line2D
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any directory
 
+from src.command_line import ConfigError, parse
 from src.statistics import (
     interquartile_mean,
     moving_average,
@@ -153,7 +151,7 @@ Panels = dict[str, dict[str, list[Series]]]  # env -> setting -> runs
 def main(args: list[str]) -> int:
     """Runs the command line; returns the exit status: 0 something was drawn, 2 nothing could be."""
     try:
-        config = parse(args)
+        config = parse_config(args)
         metrics = tuple(dict.fromkeys(config.metric)) or (DEFAULT_METRIC,)
         runs = load_runs(config.runs, metrics)
         settings = name_settings(runs, config.group_by)
@@ -175,42 +173,24 @@ def main(args: list[str]) -> int:
     return 0 if drawn else 2
 
 
-def parse(args: list[str]) -> PlotConfig:
+def parse_config(args: list[str]) -> PlotConfig:
     """Reads the command line.
 
     Raises:
-      ValueError: an unknown flag, a value of the wrong type or out of range; one line.
+      ConfigError: an unknown flag, a value of the wrong type or out of range; one line.
       SystemExit: after --help.
     """
-    captured = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(captured):
-            config = tyro.cli(PlotConfig, args=args, prog="plot.py", use_underscores=True)
-    except SystemExit as stop:
-        if not stop.code:
-            raise
-        raise ValueError(one_line(captured.getvalue())) from None
+    config = parse(PlotConfig, args, prog="plot.py")
     if not config.runs:
-        raise ValueError("no runs given: name run folders, folders that hold them, or CSV files")
+        raise ConfigError("no runs given: name run folders, folders that hold them, or CSV files")
     for flag in ("smooth", "repetitions"):
         if getattr(config, flag) < 1:
-            raise ValueError(f"--{flag} {getattr(config, flag)} is out of range: at least 1")
+            raise ConfigError(f"--{flag} {getattr(config, flag)} is out of range: at least 1")
     if not 0 < config.confidence < 1:
-        raise ValueError(f"--confidence {config.confidence} is out of range: it lies inside (0, 1), e.g. 0.95")
+        raise ConfigError(f"--confidence {config.confidence} is out of range: it lies inside (0, 1), e.g. 0.95")
     if config.seed < 0:
-        raise ValueError(f"--seed {config.seed} is out of range: at least 0")
+        raise ConfigError(f"--seed {config.seed} is out of range: at least 0")
     return config
-
-
-def one_line(report: str) -> str:
-    """The message inside tyro's report, boxed or (where the terminal is not UTF-8) not, with the nearest flag."""
-    lines = [line.strip("│╭╮╰╯─ ") for line in report.splitlines()]
-    title, *body = [line for line in lines if line.strip("-")]
-    message = re.split("Argument helptext|Perhaps you meant|For full helptext", " ".join(body) or title)[0].strip()
-    stranger = next((word.strip(",") for word in message.split() if word.startswith("--")), None)
-    if message.startswith("Unrecognized") and stranger:
-        message += f"; nearest: {nearest(stranger, [f'--{field.name}' for field in dataclasses.fields(PlotConfig)])}"
-    return message
 
 
 def warn(text: str) -> None:

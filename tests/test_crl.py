@@ -81,7 +81,7 @@ RATES = {"policy_lr": 1e-2, "critic_lr": 1e-3, "alpha_lr": 1e-4}
 
 @pytest.fixture(scope="module")
 def one_update():
-    """(config, agent before, agent after, metrics, separate losses and gradients); temperature and rates stand apart."""
+    """Config, agent before and after, metrics, separate losses and gradients. Temperature and rates stand apart."""
     config = tiny(**RATES)
     networks, agent = start(config)
     agent = agent.replace(params=agent.params | {"log_alpha": jnp.asarray(0.5)})

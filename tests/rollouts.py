@@ -1,0 +1,45 @@
+"""Rollouts from chosen physical states, for the tests of environments: (N, ...) envs, (T, N, ...) steps."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from envs.base import EnvState, GoalEnv
+
+
+def random_ants(env: GoalEnv, rng: np.random.Generator, xy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(N, q), (N, qd) moving ants in random poses with their torsos above `xy` (N, 2); other bodies at rest."""
+    count = len(xy)
+    yaw, tilt = rng.uniform(0, 2 * np.pi, count), rng.normal(0, 0.1, (2, count))
+    quaternion = np.stack([np.cos(yaw / 2), *tilt, np.sin(yaw / 2)], axis=1)
+    q = np.tile(np.array(env.sys.init_q), (count, 1))
+    q[:, :2] = xy
+    q[:, 2] = rng.uniform(0.4, 0.8, count)
+    q[:, 3:7] = quaternion / np.linalg.norm(quaternion, axis=1, keepdims=True)
+    q[:, 7:15] += rng.uniform(-0.4, 0.4, (count, 8))
+    qd = np.zeros((count, env.sys.qd_size()))
+    qd[:, :14] = rng.normal(0, 1, (count, 14))
+    qd[:, :2] *= 2
+    return q, qd
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _roll(env: GoalEnv, q: jax.Array, qd: jax.Array, goal: jax.Array, actions: jax.Array) -> EnvState:
+    shapes = jax.eval_shape(jax.vmap(env.reset), jax.random.split(jax.random.key(0), len(q)))
+    pipeline_state = jax.vmap(functools.partial(env._pipeline.init, env.sys))(q, qd)
+    env_state = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes).replace(
+        pipeline_state=pipeline_state, state=jax.vmap(env.observe)(pipeline_state, actions[0]), goal=goal
+    )
+
+    def step(env_state, action):
+        env_state = jax.vmap(env.step)(env_state, action)
+        return env_state, env_state
+
+    return jax.lax.scan(step, env_state, actions)[1]
+
+
+def roll(env: GoalEnv, q, qd, goal, actions) -> EnvState:
+    """The states after each of `actions` (T, N, action_size), from joint positions and velocities (N, ...)."""
+    return _roll(env, *(jnp.asarray(leaf, jnp.float32) for leaf in (q, qd, goal, actions)))
