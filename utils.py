@@ -8,9 +8,11 @@ import itertools
 import json
 import math
 import os
+import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, Protocol
@@ -123,9 +125,20 @@ class Config:
     """Also log to Weights & Biases; without an account or network, to its offline folder."""
     compilation_cache: bool = True
     """Keep compiled programs for the next start."""
+    resume: str | None = None
+    """Go on from the newest checkpoint of RUN_DIR (or from one of RUN_DIR/checkpoints/). A bare `--resume` takes the
+    newest run of the same names, env and seed, and starts anew if there is none."""
+    checkpoint_every: float = 0.0
+    """Minutes between checkpoints, besides the one at every evaluation; 0 is none."""
+    checkpoint_replay: bool = True
+    """Keep the replay in checkpoints, most of their size. Off: a resumed run refills it, so its numbers differ."""
+    keep_policies: int = 0
+    """Policies of the newest evaluations to keep in policies/, besides the last and the best one."""
     dry_run: bool = False
     """Print the plan and stop."""
 
+
+NEWEST = "newest"  # what a bare --resume stands for
 
 # Command line.
 
@@ -137,9 +150,23 @@ def parse_config(args: list[str]) -> Config:
       ConfigError: an unknown flag, a value of the wrong type or out of range.
       SystemExit: after --help.
     """
+    bare = [arg == "--resume" and (args + ["--"])[at + 1].startswith("--") for at, arg in enumerate(args)]
+    args = [f"--resume={NEWEST}" if alone else arg for arg, alone in zip(args, bare, strict=True)]
     config = parse(Config, args, prog="training.py")
     check_config(config)
     return config
+
+
+def command_line(config: Config) -> str:
+    """The command that trains `config`."""
+    words = ["python", "training.py"]
+    for field in dataclasses.fields(Config):
+        value = getattr(config, field.name)
+        if isinstance(value, bool) and value != field.default:
+            words.append(f"--{field.name}" if value else f"--no_{field.name}")
+        elif value != field.default:
+            words += [f"--{field.name}", str(value)]
+    return shlex.join(words)
 
 
 def check_config(config: Config) -> None:
@@ -181,8 +208,12 @@ _LEAST = {
     **dict.fromkeys(("multiplier_num_sgd_steps", "h_dim", "n_hidden", "repr_dim"), 1),
     **dict.fromkeys(("batch_size", "episode_length", "min_replay_size"), 2),
     "max_replay_size": 3,
+    **dict.fromkeys(("checkpoint_every", "keep_policies"), 0),
     **dict.fromkeys(("seed", "logsumexp_penalty", "l2_penalty", "policy_lr", "critic_lr", "alpha_lr"), 0),
 }
+
+# The greatest legal value where it is not the greatest int32: beyond it, lists of that length would fill the memory.
+_MOST = {"num_timesteps": 2**53, "num_evals": 100_000, "num_seeds": 1000, "n_hidden": 1000}
 
 
 def _check_ranges(config: Config) -> None:
@@ -191,8 +222,9 @@ def _check_ranges(config: Config) -> None:
         if not least <= value < math.inf or (flag.endswith("_lr") and value == 0):
             rule = "above 0, e.g. 3e-4" if flag.endswith("_lr") else f"finite and at least {least}"
             raise ConfigError(f"--{flag} {value} is out of range: it must be {rule}")
-        if value >= 2**31 and isinstance(value, int) and flag != "num_timesteps":
-            raise ConfigError(f"--{flag} {value} is out of range: it must be below 2^31 = {2**31}")
+        most = _MOST.get(flag, 2**31 - 1)
+        if value > most and isinstance(value, int):
+            raise ConfigError(f"--{flag} {value} is out of range: it must be at most {most}")
     if not 0 < config.discounting < 1:
         raise ConfigError(f"--discounting {config.discounting} is out of range: it lies inside (0, 1), e.g. 0.99")
     if not 0 <= config.random_goals <= 1:
@@ -237,7 +269,15 @@ def _check_combinations(config: Config) -> None:
             f"--num_envs {c.num_envs} * --max_replay_size {c.max_replay_size} rows are too many to number with 31 "
             f"bits: at most --max_replay_size {max(3, 2**31 // c.num_envs - c.unroll_length - 1)}"
         )
+    if c.seed + c.num_seeds > 2**31:
+        raise ConfigError(f"--seed {c.seed} and the --num_seeds {c.num_seeds} after it pass 2^31: a smaller --seed")
     schedule = derive_schedule(c)
+    if max(schedule.eval_at) >= 2**31 or schedule.updates_per_training_step * c.batch_size >= 2**31:
+        raise ConfigError(
+            f"{max(schedule.eval_at)} training steps of {schedule.updates_per_training_step} updates of {c.batch_size} "
+            f"pairs are too many to number with 31 bits: fewer --num_timesteps or --multiplier_num_sgd_steps, or a "
+            f"longer --unroll_length"
+        )
     if c.num_timesteps < schedule.prefill_env_steps:
         raise ConfigError(
             f"--num_timesteps {c.num_timesteps} is below the prefill of {schedule.prefill_env_steps} env steps "
@@ -293,8 +333,8 @@ class Schedule:
 def derive_schedule(config: Config) -> Schedule:
     """The step arithmetic of a run; all of it happens here."""
     per_step = config.num_envs * config.unroll_length * config.action_repeat
-    prefill_steps = math.ceil(config.min_replay_size / config.unroll_length)
-    training_steps = max(1, math.ceil(config.num_timesteps / per_step) - prefill_steps)
+    prefill_steps = -(-config.min_replay_size // config.unroll_length)
+    training_steps = max(1, -(-config.num_timesteps // per_step) - prefill_steps)
     updates = config.multiplier_num_sgd_steps * config.num_envs * (config.episode_length - 1) / config.batch_size
     epochs = min(max(config.num_evals - 1, 1), training_steps)
     ends = [training_steps * (epoch + 1) // epochs for epoch in range(epochs)]
@@ -305,7 +345,7 @@ def derive_schedule(config: Config) -> Schedule:
         training_steps=training_steps,
         epoch_lengths=tuple(end - start for start, end in zip([0, *ends], ends, strict=False)),
         first_evaluation=config.num_evals > 1,
-        replay_rows=math.ceil(config.max_replay_size / config.unroll_length) * config.unroll_length,
+        replay_rows=-(-config.max_replay_size // config.unroll_length) * config.unroll_length,
     )
 
 
@@ -384,14 +424,17 @@ def make_run_dir(config: Config) -> Path:
     raise ConfigError(f"--output_dir: {group} holds 10,000 runs named {name}")
 
 
-def write_record(run_dir: Path, config: Config, schedule: Schedule, devices: list[str]) -> None:
-    """Writes config.json: the flags, and what the run depends on besides."""
+def write_record(
+    run_dir: Path, config: Config, schedule: Schedule, devices: list[str], trained_with: list[str]
+) -> None:
+    """Writes config.json: the flags, what the run depends on besides, and the folders of the seeds trained together."""
     record = {
         "flags": dataclasses.asdict(config),
         "schedule": dataclasses.asdict(schedule),
         "versions": {"python": sys.version.split()[0]} | {name: metadata.version(name) for name in _RECORDED_PACKAGES},
         "git_commit": _git_commit(),
         "devices": devices,
+        "trained_with": trained_with,
     }
     write_text(run_dir / "config.json", json.dumps(record, indent=2) + "\n")
 
@@ -403,8 +446,8 @@ def read_config(run_dir: Path) -> Config:
       ConfigError: there is no readable config.json.
     """
     try:
-        flags = json.loads((Path(run_dir) / "config.json").read_text())["flags"]
-    except (OSError, ValueError, KeyError) as error:
+        flags = dict(json.loads((Path(run_dir) / "config.json").read_text())["flags"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{run_dir} is not a run folder: no readable config.json ({error})") from None
     known = {field.name for field in dataclasses.fields(Config)}
     return Config(**{name: value for name, value in flags.items() if name in known})
@@ -412,9 +455,21 @@ def read_config(run_dir: Path) -> Config:
 
 def write_text(path: Path, text: str) -> None:
     """Writes a file so that a reader, or a crash, sees the old text or the new one, never a part."""
+    with replacing(path) as temporary:
+        temporary.write_text(text)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary file to write instead of `path`, put in its place if that worked and removed if not. A folder that
+    was lost is made again."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text)
-    temporary.replace(path)
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _git_commit() -> str | None:
@@ -436,66 +491,112 @@ class Logger(Protocol):
     def close(self) -> None: ...
 
 
-class CSVLogger:
-    """One row per `log` in metrics.csv, first column env_steps; columns are added as metrics appear."""
+def survives(what: str, write: Callable[[], Any]) -> bool:
+    """Whether `write` worked. If not, one line says why and training goes on: it never dies of its records."""
+    try:
+        write()
+    except Exception as error:  # a full disk, a lost folder, whatever a service answers
+        reason = " ".join(str(error).split())[:300]
+        print(f"warning: {what} failed, training goes on ({type(error).__name__}: {reason})", file=sys.stderr)
+        return False
+    return True
 
-    def __init__(self, path: Path):
+
+class CSVLogger:
+    """One row per `log` in metrics.csv, first column env_steps; columns are added as metrics appear.
+
+    All rows stay in memory: what a full disk or a lost folder kept from being written is written at the next chance.
+
+    Attributes:
+      rows: all rows so far, column -> text.
+      complete: whether the file holds all of them.
+    """
+
+    def __init__(self, path: Path, rows: list[dict[str, str]] | None = None):
+        """Goes on after `rows`; without any, the file begins with the first `log`."""
         self.path = path
-        self.columns = ["env_steps"]
+        self.rows: list[dict[str, str]] = rows or []
+        self.columns = list(dict.fromkeys(["env_steps", *itertools.chain(*self.rows)]))
+        self.complete = not rows or survives(str(path), self._rewrite)
 
     def log(self, metrics: dict[str, float], step: int) -> None:
-        row = {"env_steps": step, **metrics}
+        row = {name: str(value) for name, value in {"env_steps": step, **metrics}.items()}
+        self.rows.append(row)
         new = [name for name in row if name not in self.columns]
-        if new or not self.path.exists():
-            self.columns += new
-            self._rewrite()
+        self.columns += new
+        longer = self.complete and not new and self.path.exists()
+        self.complete = survives(str(self.path), self._append if longer else self._rewrite)
+
+    def _append(self) -> None:
         with self.path.open("a", newline="") as file:
-            csv.DictWriter(file, self.columns).writerow(row)
+            csv.DictWriter(file, self.columns).writerow(self.rows[-1])
 
     def _rewrite(self) -> None:
-        """Puts a longer header over the rows written so far."""
-        rows = list(csv.DictReader(self.path.open(newline=""))) if self.path.exists() else []
         text = io.StringIO()
         writer = csv.DictWriter(text, self.columns)
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows(self.rows)
         write_text(self.path, text.getvalue())
 
     def close(self) -> None:
-        """Nothing is held open."""
+        """Writes what could not be written before."""
+        if self.rows and not (self.complete and self.path.exists()):
+            self.complete = survives(str(self.path), self._rewrite)
+
+
+def read_rows(path: Path, last_env_step: int) -> list[dict[str, str]]:
+    """The rows of a metrics.csv up to an env step; a last line that a crash cut short is left out."""
+    try:
+        with path.open(newline="", errors="replace") as file:
+            rows = [row for row in csv.DictReader(file) if None not in row and None not in row.values()]
+    except (OSError, csv.Error):
+        return []
+    rows = [row for row in rows if row.get("env_steps", "").isdigit() and int(row["env_steps"]) <= last_env_step]
+    return [{name: text for name, text in row.items() if text} for row in rows]
 
 
 class WandbLogger:
     """Weights & Biases. Never asks for an account: without a key, or when the service is out of reach, it logs to the
-    run folder and `close` prints the command that uploads it."""
+    run folder and `close` prints the command that uploads it.
 
-    def __init__(self, config: Config, run_dir: Path):
+    Attributes:
+      run_id: what a resumed run passes on, so that its curves continue; None if W&B could not be started at all.
+    """
+
+    def __init__(self, config: Config, run_dir: Path, run_id: str | None = None):
         import wandb
 
         os.environ.setdefault("WANDB_SILENT", "true")
-        online = os.environ.get("WANDB_MODE") == "online" or bool(wandb.api.api_key)
+        self.run, self.working, self.folder = None, True, run_dir / "wandb"
         options = {
             "project": config.project_name,
             "group": config.group_name,
             "name": run_dir.name,
             "config": dataclasses.asdict(config),
             "dir": str(run_dir),
+            "id": run_id or wandb.util.generate_id(),
+            "resume": "allow",
         }
-        try:
-            mode = os.environ.get("WANDB_MODE", "online" if online else "offline")
-            self.run = wandb.init(**options, mode=mode, settings=wandb.Settings(init_timeout=30))
-        except Exception as error:  # whatever the service answers, training goes on
-            print(f"W&B is out of reach ({type(error).__name__}): logging offline", flush=True)
-            self.run = wandb.init(**options, mode="offline")
+
+        def start(mode: str) -> None:
+            settings = wandb.Settings(init_timeout=30, finish_timeout=60, finish_timeout_raises=True)
+            self.run = wandb.init(**options, mode=mode, settings=settings)
+            self.folder = Path(self.run.dir).parent
+
+        mode = os.environ.get("WANDB_MODE", "online" if wandb.api.api_key else "offline")
+        _ = survives(f"W&B ({mode})", lambda: start(mode)) or survives("W&B (offline)", lambda: start("offline"))
+        self.run_id = self.run and self.run.id
 
     def log(self, metrics: dict[str, float], step: int) -> None:
-        self.run.log(metrics, step=step)
+        if self.run and self.working:
+            self.working = survives("W&B", lambda: self.run.log(metrics, step=step))
 
     def close(self) -> None:
-        folder, offline = Path(self.run.dir).parent, self.run.offline
-        self.run.finish()
-        if offline:
-            print(f"W&B: upload this run with  wandb sync {folder}", flush=True)
+        if self.run is None:
+            return
+        offline, finished = self.run.offline, survives("W&B", self.run.finish)
+        if offline or not finished or not self.working:
+            print(f"W&B: upload this run with  wandb sync {self.folder}", flush=True)
 
 
 class Progress:

@@ -56,8 +56,8 @@ class Reacher(GoalEnv):
         return jnp.concatenate([jnp.cos(angles), jnp.sin(angles), position, velocity])
 
     def step_metrics(self, before, pipeline_state, action):
-        return {"reward_ctrl": -jnp.sum(jnp.square(action))}
+        dist = self.goal_distance(self.observe(pipeline_state, action), before.goal)
+        return {"reward_dist": -dist, "reward_ctrl": -jnp.sum(jnp.square(action))}
 
     def dense_reward(self, before, dist, metrics, action):
-        metrics["reward_dist"] = -dist
         return -dist

@@ -23,18 +23,24 @@ class VectorEnv:
         return jax.vmap(self.env.reset)(jax.random.split(key, num_envs))
 
     def step(self, env_state: EnvState, action: jax.Array) -> EnvState:
-        """Applies an (N, action_size) action `action_repeat` times. Ended episodes are not restarted here."""
+        """Applies an (N, action_size) action `action_repeat` times. Ended episodes are not restarted here.
+
+        An env whose physics blew up has ended too, with nothing of that env step counted; `nonfinite` tells which.
+        """
 
         def repeat(total: EnvState, _):
             stepped = jax.vmap(self.env.step)(total, action)
+            running = total.done == 0
+            blown_up = running & self.nonfinite(stepped)
 
-            def add(old, new):  # `where`, not a product: an ended episode may run into non-finite numbers
-                return old + jnp.where(total.done > 0, 0.0, new)
+            def add(old, new):  # `where`, not a product: what is left out may be NaN
+                return old + jnp.where(running & ~blown_up, new, 0.0)
 
             return stepped.replace(
+                state=jnp.where(running[:, None], stepped.state, total.state),
                 reward=add(total.reward, stepped.reward),
                 metrics=jax.tree.map(add, total.metrics, stepped.metrics),
-                done=jnp.maximum(total.done, stepped.done),
+                done=jnp.maximum(total.done, jnp.where(blown_up, 1.0, stepped.done)),
             ), None
 
         zero = jax.tree.map(jnp.zeros_like, (env_state.reward, env_state.done, env_state.metrics))
@@ -43,6 +49,10 @@ class VectorEnv:
         steps = env_state.steps + self.action_repeat
         truncation = jnp.where(steps >= self.episode_length, 1.0 - stepped.done, 0.0)
         return stepped.replace(steps=steps, truncation=truncation, done=stepped.done + truncation)
+
+    def nonfinite(self, env_state: EnvState) -> jax.Array:
+        """(N,) whether the state is no longer made of finite numbers."""
+        return ~jnp.all(jnp.isfinite(env_state.state), axis=-1)
 
     def pool_size(self, num_envs: int, unroll_length: int) -> int:
         """How many reset states to hold ready for `unroll_length` steps of N envs.

@@ -31,6 +31,7 @@ class TrainState:
       buffer_state: the replay.
       key: the random key of the coming training step.
       training_steps: () training steps done, the prefill's included.
+      env_resets_nonfinite: () envs restarted since the last evaluation because their physics blew up.
     """
 
     agent_state: Any
@@ -39,6 +40,7 @@ class TrainState:
     buffer_state: replay_buffer.BufferState
     key: jax.Array
     training_steps: jax.Array
+    env_resets_nonfinite: jax.Array
 
 
 class Algorithm(NamedTuple):
@@ -102,12 +104,17 @@ def init(program: Program, key: jax.Array) -> TrainState:
         agent_state=program.algorithm.init(agent_key),
         env_state=env_state,
         first_env_state=None if config.fresh_goals else env_state,
-        buffer_state=replay_buffer.init(
-            program.schedule.replay_rows, config.num_envs, env.env.state_dim, env.env.action_size
-        ),
+        buffer_state=empty_replay(program),
         key=key,
         training_steps=jnp.zeros((), jnp.int32),
+        env_resets_nonfinite=jnp.zeros((), jnp.int32),
     )
+
+
+def empty_replay(program: Program) -> replay_buffer.BufferState:
+    """The replay before its first row."""
+    env, schedule = program.env.env, program.schedule
+    return replay_buffer.init(schedule.replay_rows, program.config.num_envs, env.state_dim, env.action_size)
 
 
 def training_step(
@@ -137,20 +144,22 @@ def collect(program: Program, train_state: TrainState) -> TrainState:
         action = program.algorithm.act(train_state.agent_state, env_state.obs, step_key)
         row = replay_buffer.Rows(env_state.state, action, env_state.traj_id)
         env_state = env.step(env_state, action)
+        blown_up = jnp.sum(env.nonfinite(env_state), dtype=jnp.int32)
         if pool is None:
             env_state = env.begin(env_state, train_state.first_env_state)
         else:
             env_state, used = env.restart(env_state, pool, used)
-        return (env_state, used), row
+        return (env_state, used), (row, blown_up)
 
     start = (train_state.env_state, jnp.zeros((), jnp.int32))
-    (env_state, _), rows = jax.lax.scan(step, start, jax.random.split(act_key, config.unroll_length))
+    (env_state, _), (rows, blown_up) = jax.lax.scan(step, start, jax.random.split(act_key, config.unroll_length))
     return train_state.replace(
         agent_state=program.algorithm.observe(train_state.agent_state, rows.state),
         env_state=env_state,
         buffer_state=replay_buffer.insert(train_state.buffer_state, rows),
         key=key,
         training_steps=train_state.training_steps + 1,
+        env_resets_nonfinite=train_state.env_resets_nonfinite + jnp.sum(blown_up),
     )
 
 
@@ -237,7 +246,8 @@ class Compiled(NamedTuple):
 def compile_program(
     program: Program, several_seeds: bool, train_state: TrainState, totals: Any, announce: Callable[[str], None]
 ) -> Compiled:
-    """Compiles everything before the first step, side by side, saying how long it takes."""
+    """Compiles everything before the first step, side by side, saying how long it takes. State and totals are shapes:
+    a run that starts and one that goes on must get the same program."""
 
     def lower(function: Callable, seed_axes: tuple, donate: tuple[int, ...], *args) -> Any:
         function = functools.partial(function, program)
@@ -318,13 +328,9 @@ def run(
       resumed: where to go on; None starts anew.
       seconds_per_chunk: how long one call into the compiled program may take; changes no number.
     """
-    several_seeds = len(seeds) > 1
-    keys = jax.vmap(lambda seed: jax.random.split(jax.random.key(seed)))(jnp.asarray(seeds))
-    start_keys, eval_keys = jnp.moveaxis(keys, 1, 0) if several_seeds else keys[0]
-    begin = functools.partial(start, program)
-    begin = jax.jit(jax.vmap(begin) if several_seeds else begin)
-    run_state = resumed or RunState(*begin(start_keys), Position())
-    compiled = compile_program(program, several_seeds, run_state.train_state, run_state.totals, announce)
+    begin, start_keys, eval_keys = beginning(program, seeds)
+    compiled = compile_program(program, len(seeds) > 1, *jax.eval_shape(begin, start_keys), announce)
+    run_state = refill(program, compiled, resumed) if resumed else RunState(*begin(start_keys), Position())
     for eval_at in program.schedule.eval_at:
         while run_state.position.training_steps < eval_at:
             steps_left = eval_at - run_state.position.training_steps
@@ -335,6 +341,27 @@ def run(
             moment = evaluate_now(program, compiled, run_state, eval_keys, len(seeds))
             yield moment
             run_state = moment.run_state
+
+
+def beginning(program: Program, seeds: Sequence[int]) -> tuple[Callable, jax.Array, jax.Array]:
+    """The jitted `start` of all seeds, the keys it takes, and the keys of the evaluations."""
+    several_seeds = len(seeds) > 1
+    keys = jax.vmap(lambda seed: jax.random.split(jax.random.key(seed)))(jnp.asarray(seeds))
+    start_keys, eval_keys = jnp.moveaxis(keys, 1, 0) if several_seeds else keys[0]
+    begin = functools.partial(start, program)
+    return jax.jit(jax.vmap(begin) if several_seeds else begin), start_keys, eval_keys
+
+
+def refill(program: Program, compiled: Compiled, run_state: RunState) -> RunState:
+    """Fills a replay that the checkpoint left out with a prefill by the current policy; its steps are not counted."""
+    train_state, totals, position = run_state
+    num_steps = min(program.schedule.prefill_steps, position.training_steps)
+    if not num_steps or int(jnp.max(train_state.buffer_state.size)):
+        return run_state
+    counts = jnp.asarray(num_steps, jnp.int32), jnp.zeros((), jnp.int32)
+    train_state, totals = compiled.train_chunk(train_state, totals, *counts)
+    train_state = train_state.replace(training_steps=train_state.training_steps - num_steps)
+    return RunState(train_state, totals, position)
 
 
 def advance(
@@ -387,10 +414,12 @@ def evaluate_now(program: Program, compiled: Compiled, run_state: RunState, keys
     metrics["eval/walltime"] = eval_seconds
     if position.epoch_steps:
         means = {name: total / position.epoch_steps for name, total in jax.device_get(totals).items()}
+        means["env_resets_nonfinite"] = jax.device_get(train_state.env_resets_nonfinite)
         means["buffer_current_size"] = config.num_envs * jax.device_get(train_state.buffer_state.size)
         means["sps"] = num_seeds * position.epoch_steps * per_step / position.epoch_seconds
         means["walltime"] = position.train_seconds
         metrics |= {f"training/{name}": value for name, value in means.items()}
+    resets = jnp.zeros_like(train_state.env_resets_nonfinite)
     position = dataclasses.replace(
         position,
         evaluated_at=position.training_steps,
@@ -399,7 +428,9 @@ def evaluate_now(program: Program, compiled: Compiled, run_state: RunState, keys
         eval_seconds=eval_seconds,
     )
     return Moment(
-        run_state=RunState(train_state, jax.tree.map(jnp.zeros_like, totals), position),
+        run_state=RunState(
+            train_state.replace(env_resets_nonfinite=resets), jax.tree.map(jnp.zeros_like, totals), position
+        ),
         env_steps=position.training_steps * per_step,
         speed=None,
         metrics=[

@@ -130,6 +130,15 @@ def tiny(**changes) -> Config:
     return dataclasses.replace(TINY, **changes)
 
 
+def flags(config: Config) -> list[str]:
+    """The command line of a config, switches as sweep agents write them."""
+    return [
+        f"--{field.name}={getattr(config, field.name)}"
+        for field in dataclasses.fields(Config)
+        if getattr(config, field.name) != field.default
+    ]
+
+
 @contextlib.contextmanager
 def registered(**constructors) -> Iterator[None]:
     """Adds envs to the registry for a while."""

@@ -28,7 +28,13 @@ def random_ants(env: GoalEnv, rng: np.random.Generator, xy: np.ndarray) -> tuple
 @functools.partial(jax.jit, static_argnums=0)
 def _roll(env: GoalEnv, q: jax.Array, qd: jax.Array, goal: jax.Array, actions: jax.Array) -> EnvState:
     shapes = jax.eval_shape(jax.vmap(env.reset), jax.random.split(jax.random.key(0), len(q)))
-    pipeline_state = jax.vmap(functools.partial(env._pipeline.init, env.sys))(q, qd)
+
+    def place(q, qd):
+        # Twice: a maze puts its walls around the torso, and the generalized engine finds contacts at the end of a step.
+        pipeline_state = env._pipeline.init(env.sys, q, qd)
+        return env._pipeline.init(env.step_system(pipeline_state), q, qd)
+
+    pipeline_state = jax.vmap(place)(q, qd)
     env_state = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes).replace(
         pipeline_state=pipeline_state, state=jax.vmap(env.observe)(pipeline_state, actions[0]), goal=goal
     )

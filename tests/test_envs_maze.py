@@ -49,9 +49,8 @@ def compare(layout: str, backend: str, count: int, steps: int) -> types.SimpleNa
     start = (q, qd, np.zeros((count, 2)), rng.uniform(-1, 1, (steps, count, 8)))
     moving, full = roll(env, *start), roll(maze_env(layout, backend=backend, full_walls=True), *start)
     free = roll(without_walls(layout, backend=backend), *start) if layout == "u_maze" else full
-    return types.SimpleNamespace(
-        moving=np.array(moving.pipeline_state.q), full=np.array(full.pipeline_state.q), free=free, state=moving.state
-    )
+    q = [np.array(states.pipeline_state.q) for states in (moving, full, free)]
+    return types.SimpleNamespace(moving=q[0], full=q[1], free=q[2])
 
 
 def worst(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -60,14 +59,14 @@ def worst(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def assert_same_physics(difference: np.ndarray) -> None:
-    """Equal to float32 after one step. Contacts are chaotic: float noise grows a hundredfold in ten steps, in either
-    model alone too (started 2e-7 rad apart, 1 ant in 60 differs by 1e-3 after 25 steps), so few ants may have parted."""
+    """Equal to float32 after one step. Contacts are chaotic, so a few ants may part later: float noise grows in either
+    model alone too (started 2e-7 rad apart, 1 ant in 60 differs by more than 1e-3 after 25 steps)."""
     assert difference[0].max() < 1e-5
     assert np.median(difference[-1]) < 1e-4
     assert np.mean(difference[-1] < 1e-3) > 0.95
 
 
-@pytest.mark.parametrize(("layout", "count"), [("u_maze", 256), ("big_maze", 96), ("hardest_maze", 48)])
+@pytest.mark.parametrize(("layout", "count"), [("u_maze", 256), ("big_maze", 32), ("hardest_maze", 24)])
 def test_three_moving_walls_are_the_full_maze(layout, count):
     result = compare(layout, "spring", count, 25)
     assert_same_physics(worst(result.moving, result.full))
@@ -75,7 +74,7 @@ def test_three_moving_walls_are_the_full_maze(layout, count):
 
 def test_the_compared_ants_touch_walls():
     result = compare("u_maze", "spring", 256, 25)
-    difference = worst(result.full, np.array(result.free.pipeline_state.q))
+    difference = worst(result.full, result.free)
     assert np.mean(difference[-1] > 1e-2) > 0.5
 
 
@@ -84,14 +83,14 @@ def test_the_compared_ants_touch_walls():
 def test_three_moving_walls_are_the_full_maze_on_other_backends(backend):
     result = compare("u_maze", backend, 16, 3)
     assert_same_physics(worst(result.moving, result.full))
-    assert worst(result.full, np.array(result.free.pipeline_state.q))[-1].max() > 1e-2
+    assert worst(result.full, result.free)[-1].max() > 1e-2
 
 
 def test_a_wall_stops_the_ant():
     """Thrown at 5 m/s from 1.2 m in front of a wall, whose face is at x = 2."""
     result = compare("u_maze", "spring", 256, 25)
     assert result.moving[:, :THROWN, 0].min() > 2.0
-    assert np.array(result.free.pipeline_state.q)[-1, :THROWN, 0].max() < 2.0
+    assert np.median(result.free[-1, :THROWN, 0]) < 1.9
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -139,7 +138,9 @@ def test_full_maze_has_a_box_a_wall_cell(layout):
 
 def test_walls_touch_torso_inner_legs_and_feet():
     model = maze_env("u_maze").sys.mj_model
-    touched = {model.geom(i).name for i in range(model.ngeom) if model.geom_conaffinity[i] and model.geom_type[i] in (2, 3)}
+    touched = {
+        model.geom(i).name for i in range(model.ngeom) if model.geom_conaffinity[i] and model.geom_type[i] in (2, 3)
+    }
     feet = {f"{leg}_foot_geom" for leg in ("left", "right", "third", "fourth")}
     assert touched == {"torso_geom", *(f"aux_{i}_geom" for i in (1, 2, 3, 4)), *feet}
 
@@ -152,7 +153,9 @@ def test_starts_and_goals_are_the_marked_cells(layout):
     np.testing.assert_array_equal(q[:, :2], np.full((4000, 2), 4.0))
     places, counts = np.unique(np.array(goal), axis=0, return_counts=True)
     rows = [row.split() for row in LAYOUTS[layout].strip().splitlines()]
-    np.testing.assert_array_equal(places, [[4.0 * i, 4.0 * j] for i, r in enumerate(rows) for j, c in enumerate(r) if c == "G"])
+    np.testing.assert_array_equal(
+        places, [[4.0 * i, 4.0 * j] for i, r in enumerate(rows) for j, c in enumerate(r) if c == "G"]
+    )
     # Uniform: no count further than five standard deviations from its mean.
     mean = 4000 / len(places)
     assert np.abs(counts - mean).max() < 5 * np.sqrt(mean)
@@ -206,7 +209,9 @@ def test_observation_and_success_of_a_random_walk():
     q, qd = random_ants(env, rng, np.full((4, 2), 4.0))
     goal = 4.0 + rng.uniform(-0.6, 0.6, (4, 2))
     states = roll(env, q, qd, goal, rng.uniform(-1, 1, (200, 4, 8)))
-    assert all(np.isfinite(np.array(leaf)).all() for leaf in jax.tree.leaves((states.obs, states.reward, states.metrics)))
+    assert all(
+        np.isfinite(np.array(leaf)).all() for leaf in jax.tree.leaves((states.obs, states.reward, states.metrics))
+    )
     np.testing.assert_array_equal(states.obs[..., :15], states.pipeline_state.q)
     np.testing.assert_array_equal(states.obs[..., 15:29], states.pipeline_state.qd)
     np.testing.assert_array_equal(states.obs[..., 29:], np.broadcast_to(goal.astype(np.float32), (200, 4, 2)))

@@ -1,0 +1,79 @@
+#!/usr/bin/env python
+"""Draws all environments with their goals into one labelled picture: `python scripts/gallery.py`."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # so that it runs from any directory
+
+HEIGHT, WIDTH, LABEL = 300, 400, 28
+
+
+def draw_all() -> list[Image.Image]:
+    """A picture of the start of an episode for every environment.
+
+    Raises:
+      RuntimeError: nothing to draw with.
+    """
+    try:
+        from envs import ENVS, make_env
+        from envs.render import render
+    except (AttributeError, ImportError) as error:  # MuJoCo's import, where the library of MUJOCO_GL is missing
+        chosen = os.environ.get("MUJOCO_GL")
+        raise RuntimeError(
+            f"MUJOCO_GL={chosen} asks for an OpenGL that is missing (libegl1, libosmesa6): {error}"
+        ) from error
+    tiles = []
+    for name in ENVS:
+        env = make_env(name)
+        q, _, goal = env.sample_start(jax.random.key(0))
+        tiles.append(tile(name, render(env, np.asarray(q), np.asarray(goal))))
+    return tiles
+
+
+def tile(name: str, pixels: np.ndarray) -> Image.Image:
+    """A picture under its name."""
+    picture = Image.new("RGB", (WIDTH, LABEL + HEIGHT), "white")
+    picture.paste(Image.fromarray(pixels).resize((WIDTH, HEIGHT)), (0, LABEL))
+    middle = (WIDTH / 2, LABEL / 2)
+    ImageDraw.Draw(picture).text(middle, name, fill="black", anchor="mm", font=ImageFont.load_default(18))
+    return picture
+
+
+def grid(tiles: list[Image.Image], columns: int) -> Image.Image:
+    """The tiles in rows."""
+    rows = -(-len(tiles) // columns)
+    width, height = tiles[0].size
+    picture = Image.new("RGB", (columns * width, rows * height), "white")
+    for i, one in enumerate(tiles):
+        picture.paste(one, (i % columns * width, i // columns * height))
+    return picture
+
+
+def main(args: list[str]) -> int:
+    """Runs the command line; returns the exit status: 0 done, 1 nothing to draw with."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output", type=Path, default=ROOT / "imgs" / "grid.png", help="default: imgs/grid.png")
+    parser.add_argument("--columns", type=int, default=4, help="pictures in a row (default: %(default)s)")
+    options = parser.parse_args(args)
+    try:
+        tiles = draw_all()
+    except RuntimeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    # A palette of 256 colours keeps the file small enough for a repository.
+    grid(tiles, options.columns).quantize(256).save(options.output, optimize=True)
+    print(options.output)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

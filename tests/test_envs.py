@@ -1,0 +1,415 @@
+"""Every environment of the registry against its contract, and each of the plain ones against its published numbers.
+
+Legend: T steps, N envs of a roll-out with random actions; q, qd are joint positions and velocities.
+"""
+
+import functools
+import types
+
+import brax.envs
+import jax
+import jax.numpy as jnp
+import mujoco
+import numpy as np
+import pytest
+
+from envs import ENVS, make_env
+from envs.base import BACKENDS, apply_physics
+from envs.check import QUICK_COMPILE, check_env
+
+PLAIN = ["reacher", "ant", "cheetah", "pusher_easy", "humanoid"]
+# The environment of brax with the same robot, and the joints of its target that ours lacks.
+BRAX = {
+    "reacher": ("reacher", 2),
+    "ant": ("ant", 0),
+    "cheetah": ("halfcheetah", 0),
+    "pusher_easy": ("pusher", 2),
+    "humanoid": ("humanoid", 0),
+}
+
+
+@functools.cache
+def built(name: str, backend: str | None = None):
+    return make_env(name, backend)
+
+
+@functools.cache
+def checked(name: str, backend: str | None = None):
+    """The checks of an environment and its roll-out, in episodes of two steps."""
+    return check_env(built(name, backend), num_envs=4, num_steps=24, compiler_options=QUICK_COMPILE)
+
+
+def quick_jit(function, *args):
+    return jax.jit(function).lower(*args).compile(compiler_options=QUICK_COMPILE)(*args)
+
+
+def flat(leaf) -> np.ndarray:
+    """(T, N, ...) -> (T * N, ...) in double precision."""
+    leaf = np.asarray(leaf, np.float64)
+    return leaf.reshape(-1, *leaf.shape[2:])
+
+
+def transitions(name: str):
+    """The steps of an environment's roll-out, all leaves (T * N, ...): what was before, the action, what came after."""
+    _, trace = checked(name)
+    parts = {"action": flat(trace.action), "dense": flat(trace.dense), "starts": flat(trace.before.steps) == 0}
+    for when, env_state in (("before", trace.before), ("after", trace.after)):
+        q, qd = env_state.pipeline_state
+        fields = {"q": flat(q), "qd": flat(qd), "state": flat(env_state.state), "goal": flat(env_state.goal)}
+        metrics = {key: flat(value) for key, value in env_state.metrics.items()}
+        parts[when] = types.SimpleNamespace(**fields, metrics=metrics)
+    return types.SimpleNamespace(**parts)
+
+
+def compiled_model(name: str, backend: str) -> mujoco.MjModel:
+    env = built(name)
+    return mujoco.MjModel.from_xml_string(apply_physics(env.build_xml(), env.physics[backend]))
+
+
+# Every environment.
+
+
+@pytest.mark.parametrize("name", ENVS)
+def test_environment_keeps_the_contract(name):
+    checks, _ = checked(name)
+    assert [f"{check.name}: {check.detail}" for check in checks if not check.passed] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "backend"), [(name, backend) for name in ENVS for backend in BACKENDS], ids="-".join)
+def test_other_backends_keep_the_contract(name, backend):
+    env_class = type(built(name))
+    if backend not in env_class.physics or backend == env_class.default_backend:
+        pytest.skip("not supported, or tested above")
+    checks, _ = checked(name, backend)
+    assert [f"{check.name}: {check.detail}" for check in checks if not check.passed] == []
+
+
+@pytest.mark.parametrize("name", ENVS)
+def test_unknown_backend_names_those_supported(name):
+    with pytest.raises(ValueError, match="unknown backend 'warp'") as error:
+        make_env(name, backend="warp")
+    assert all(backend in str(error.value) for backend in built(name).physics)
+
+
+def test_unknown_environment_names_the_nearest():
+    with pytest.raises(ValueError, match="did you mean 'humanoid'"):
+        make_env("humanoids")
+
+
+def test_wrong_action_size_is_refused():
+    env = built("reacher")
+    env_state = jax.eval_shape(env.reset, jax.random.key(0))
+    with pytest.raises(ValueError, match=r"actions of shape \(2,\), got \(3,\)"):
+        jax.eval_shape(env.step, env_state, jax.ShapeDtypeStruct((3,), jnp.float32))
+
+
+def test_dense_reward_is_returned_when_asked_for():
+    env = make_env("reacher", use_dense_reward=True)
+    env_state = quick_jit(env.reset, jax.random.key(0))
+    after = quick_jit(env.step, env_state, jnp.ones(2))
+    assert float(after.reward) == -float(after.metrics["dist"]) < 0
+
+
+# Physics.
+
+
+def brax_twin(name: str, tmp_path, monkeypatch):
+    """brax's environment of the same robot, on our default backend."""
+    monkeypatch.chdir(tmp_path)  # MuJoCo complains of the half cheetah's asset in a log file
+    return brax.envs.get_environment(BRAX[name][0], backend=built(name).backend)
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_next_joint_positions_are_those_of_brax(name, tmp_path, monkeypatch):
+    """From every start of the roll-out: same q, qd and action, same next q and qd."""
+    env, twin, step = built(name), brax_twin(name, tmp_path, monkeypatch), transitions(name)
+    start = step.starts
+    num_joints, extra = env.sys.q_size(), BRAX[name][1]
+
+    def control_step(q, qd, action):
+        padded = [jnp.concatenate([joints, jnp.zeros(extra)]) for joints in (q, qd)]
+        after = twin.pipeline_step(twin.pipeline_init(*padded), env.control(action))
+        return after.q, after.qd
+
+    inputs = [jnp.asarray(leaf[start], jnp.float32) for leaf in (step.before.q, step.before.qd, step.action)]
+    q, qd = quick_jit(jax.vmap(control_step), *inputs)
+    np.testing.assert_allclose(step.after.q[start], q[:, :num_joints], atol=2e-6)
+    np.testing.assert_allclose(step.after.qd[start], qd[:, : env.sys.qd_size()], atol=2e-4)
+    assert env.dt == pytest.approx(twin.dt)
+
+
+@pytest.mark.parametrize("name", [name for name in PLAIN if BRAX[name][1] == 0])
+def test_model_is_the_one_of_brax(name, tmp_path, monkeypatch):
+    """Every number of the loaded model, those that a short roll-out may not show included."""
+    env, twin = built(name), brax_twin(name, tmp_path, monkeypatch)
+    assert twin._n_frames == env.physics[env.backend].n_frames
+    ours, theirs = (
+        {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(system)}
+        for system in (env.sys, twin.sys)
+    )
+    assert ours.keys() == theirs.keys()
+    for path, leaf in ours.items():
+        if path.startswith(".actuator_") and env.backend != "mjx":
+            continue  # what MJX reads; brax changes the gears of its own engines elsewhere
+        np.testing.assert_allclose(leaf, theirs[path], rtol=1e-6, err_msg=path)
+
+
+TIMINGS = {  # time step and frames of generalized and mjx, then of spring and positional
+    "reacher": ((0.01, 2), (0.005, 4)),
+    "ant": ((0.01, 5), (0.005, 10)),
+    "cheetah": ((0.01, 5), (0.003125, 16)),
+    "pusher_easy": ((0.01, 5), (0.001, 50)),
+    "humanoid": ((0.003, 5), (0.0015, 10)),
+}
+GEARS = {  # of generalized and mjx, then of spring and positional
+    "reacher": ([200] * 2, [25] * 2, [25] * 2),
+    "ant": ([150] * 8, [150] * 8, [200] * 8),
+    "cheetah": ([120, 90, 60, 120, 60, 30], *[[120, 90, 60, 120, 100, 100]] * 2),
+    "pusher_easy": ([1] * 7, [20] * 7, [20] * 7),
+    "humanoid": ([100] * 5 + [300, 200, 100, 100, 300, 200] + [25] * 6, *[[350] * 11 + [100] * 6] * 2),
+}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", PLAIN)
+def test_time_steps_gears_and_solver_of_every_backend(name, backend):
+    model, physics = compiled_model(name, backend), built(name).physics[backend]
+    soft = backend in ("spring", "positional")
+    assert (model.opt.timestep, physics.n_frames) == TIMINGS[name][soft]
+    np.testing.assert_array_equal(model.actuator_gear[:, 0], GEARS[name][(soft + (backend == "positional"))])
+    eulerdamp = mujoco.mjtDisableBit.mjDSBL_EULERDAMP
+    if backend == "mjx" and name in ("ant", "humanoid"):
+        assert (model.opt.iterations, model.opt.ls_iterations, model.opt.disableflags) == (1, 4, eulerdamp)
+        assert model.opt.solver == mujoco.mjtSolver.mjSOL_NEWTON
+    else:
+        assert model.opt.disableflags == 0
+
+
+@pytest.mark.parametrize("name", ["reacher", "pusher_easy"])
+def test_model_holds_no_goal(name):
+    model = compiled_model(name, "spring")
+    bodies = {model.body(number).name for number in range(model.nbody)}
+    assert not bodies & {"target", "goal"}
+    assert "vel_damping" not in {model.numeric(number).name for number in range(model.nnumeric)}
+
+
+def test_half_cheetah_weighs_fourteen_kilograms():
+    assert compiled_model("cheetah", "mjx").body_mass.sum() == pytest.approx(14.0)
+
+
+# Observations: every index.
+
+
+@pytest.mark.parametrize("name", ["ant", "cheetah"])
+def test_state_is_joint_positions_then_velocities(name):
+    step = transitions(name)
+    for part in (step.before, step.after):
+        np.testing.assert_allclose(part.state, np.concatenate([part.q, part.qd], axis=-1), atol=1e-6)
+
+
+def body_poses(name: str, q: np.ndarray, qd: np.ndarray):
+    """MuJoCo's own kinematics of poses (K, nq) and velocities, a `MjData` each."""
+    model = mujoco.MjModel.from_xml_string(built(name).model_xml)
+    poses = []
+    for positions, velocities in zip(q, qd, strict=True):
+        data = mujoco.MjData(model)
+        data.qpos, data.qvel = positions, velocities
+        mujoco.mj_forward(model, data)
+        poses.append(data)
+    return poses
+
+
+def test_reacher_state():
+    step = transitions("reacher")
+    poses = body_poses("reacher", step.after.q, step.after.qd)
+    angles, rates = step.after.q, step.after.qd
+    np.testing.assert_allclose(step.after.state[:, :4], np.hstack([np.cos(angles), np.sin(angles)]), atol=1e-6)
+    np.testing.assert_allclose(step.after.state[:, 4:7], [data.body("fingertip").xpos for data in poses], atol=1e-5)
+    # The velocity of the second link's origin, plus the tip's with an offset that keeps to the world's x axis.
+    spin = rates.sum(axis=1)
+    velocity = 0.1 * rates[:, :1] * np.stack([-np.sin(angles[:, 0]), np.cos(angles[:, 0])], axis=1)
+    velocity[:, 1] += 0.11 * spin
+    np.testing.assert_allclose(step.after.state[:, 7:9], velocity, atol=1e-4)
+    np.testing.assert_allclose(step.after.state[:, 9], 0, atol=1e-6)
+
+
+def test_pusher_state():
+    step = transitions("pusher_easy")
+    poses = body_poses("pusher_easy", step.after.q, step.after.qd)
+    state, q, qd = step.after.state, step.after.q, step.after.qd
+    np.testing.assert_allclose(state[:, :7], q[:, :7], atol=1e-6)
+    # The wrist's own centre of mass: MuJoCo has the hand as a body of its own.
+    np.testing.assert_allclose(state[:, 7:10], [data.body("r_wrist_flex_link").xipos for data in poses], atol=1e-5)
+    object_position = np.stack([0.45 + q[:, 8], -0.05 + q[:, 7], np.full(len(q), -0.275)], axis=1)
+    np.testing.assert_allclose(state[:, 10:13], object_position, atol=1e-6)
+    np.testing.assert_allclose(state[:, 13:20], qd[:, :7], atol=1e-6)
+
+
+@pytest.mark.parametrize("backend", ["spring", "generalized"])
+def test_humanoid_state(backend):
+    """In any pose: what brax observes behind x and y. The spring engine counts with unit inertias, others with true."""
+    env, spring = built("humanoid", backend), built("humanoid", "spring")
+    twin = brax.envs.get_environment("humanoid", backend=backend)
+    rng = np.random.default_rng(0)
+    q = np.array(env.sys.init_q) + rng.uniform(-0.3, 0.3, 24)
+    q[3:7] /= np.linalg.norm(q[3:7])
+
+    def observe(q, qd, action):
+        pipeline_state = spring._pipeline.init(spring.sys, q, qd)  # compiles fast; the observation is the same code
+        return env.observe(pipeline_state, action), twin._get_obs(pipeline_state, 0.4 * action)
+
+    inputs = (q, rng.normal(size=23), rng.uniform(-1, 1, 17))
+    state, expected = quick_jit(observe, *(jnp.asarray(leaf, jnp.float32) for leaf in inputs))
+    np.testing.assert_allclose(state[:47], np.concatenate(inputs[:2]), rtol=1e-6)
+    np.testing.assert_allclose(state[2:], expected, rtol=1e-5, atol=1e-5)
+    masses = np.array(state[47:157]).reshape(11, 10)[:, 9]
+    assert masses.sum() == pytest.approx(mujoco.MjModel.from_xml_string(env.model_xml).body_mass.sum())
+    np.testing.assert_array_equal(state[223:229], np.zeros(6))
+    gears = np.array(GEARS["humanoid"][0 if backend == "generalized" else 1])
+    torques = gears * 0.4 * inputs[2]
+    torques[:2] = torques[1::-1]  # the motors are those of abdomen y, z, the joints z, y
+    np.testing.assert_allclose(state[229:], torques, rtol=1e-5)
+
+
+# Rewards, metrics, ends.
+
+
+def test_reacher_dense_reward():
+    step = transitions("reacher")
+    dist = np.linalg.norm(step.after.state[:, 4:7] - step.after.goal, axis=-1)
+    np.testing.assert_allclose(step.dense, -dist, atol=1e-5)
+    np.testing.assert_allclose(step.after.metrics["reward_dist"], -dist, atol=1e-5)
+    np.testing.assert_allclose(step.after.metrics["reward_ctrl"], -(step.action**2).sum(axis=-1), rtol=1e-5)
+
+
+def test_ant_dense_reward():
+    step = transitions("ant")
+    before, after = (np.linalg.norm(part.state[:, :2] - step.after.goal, axis=-1) for part in (step.before, step.after))
+    control = 0.5 * (step.action**2).sum(axis=-1)
+    np.testing.assert_allclose(step.dense, 10 * (before - after) / 0.05 + 1 - control, atol=2e-3)
+
+
+def test_cheetah_dense_reward_and_metrics():
+    step = transitions("cheetah")
+    control = 0.1 * (step.action**2).sum(axis=-1)
+    np.testing.assert_array_equal(step.after.goal, np.full((len(step.dense), 1), 5.0))
+    np.testing.assert_allclose(step.dense, -np.abs(step.after.state[:, 0] - 5) - control, rtol=1e-5)
+    np.testing.assert_allclose(step.after.metrics["reward_ctrl"], -control, rtol=1e-5)
+    np.testing.assert_allclose(step.after.metrics["reward_run"], step.after.metrics["x_velocity"])
+    # MJX hands out body positions of one physics step, 0.01 s, before.
+    np.testing.assert_allclose(step.after.metrics["x_position"], step.after.q[:, 0], atol=0.05)
+
+
+def test_pusher_dense_reward_and_metrics_are_of_the_state_after_the_step():
+    step = transitions("pusher_easy")
+    tip, thing = step.after.state[:, 7:10], step.after.state[:, 10:13]
+    terms = {
+        "reward_near": -np.linalg.norm(thing - tip, axis=-1),
+        "reward_dist": -np.linalg.norm(thing - step.after.goal, axis=-1),
+        "reward_ctrl": -(step.action**2).sum(axis=-1),
+    }
+    for name, value in terms.items():
+        np.testing.assert_allclose(step.after.metrics[name], value, atol=1e-5)
+    expected = terms["reward_dist"] + 0.1 * terms["reward_ctrl"] + 0.5 * terms["reward_near"]
+    np.testing.assert_allclose(step.dense, expected, atol=1e-5)
+
+
+def test_humanoid_dense_reward_and_metrics():
+    step = transitions("humanoid")
+    control = 0.1 * ((0.4 * step.action) ** 2).sum(axis=-1)
+    dist = np.linalg.norm(step.after.state[:, :3] - step.after.goal, axis=-1)
+    np.testing.assert_allclose(step.dense, 5 - dist - control, atol=1e-5)
+    np.testing.assert_allclose(step.after.metrics["reward_quadctrl"], -control, rtol=1e-5)
+    # The weighted velocities of all links add up to that of the centre of mass.
+    velocity = step.after.state[:, 157:223].reshape(-1, 11, 6)[:, :, :2].sum(axis=1)
+    moved = np.stack([step.after.metrics["x_velocity"], step.after.metrics["y_velocity"]], axis=1)
+    assert np.corrcoef(velocity.ravel(), moved.ravel())[0, 1] > 0.9
+    np.testing.assert_allclose(step.after.metrics["forward_reward"], 1.25 * moved[:, 0], rtol=1e-5, atol=1e-6)
+    place = [step.after.metrics[key] for key in ("x_position", "y_position", "distance_from_origin")]
+    assert np.all(np.hypot(place[0], place[1]) < 0.1)
+    assert np.all((place[2] > 1.0) & (place[2] < 1.5))
+
+
+@pytest.mark.parametrize(("name", "low", "high"), [("ant", 0.2, 1.0), ("humanoid", 1.0, 2.0)])
+def test_episode_ends_where_the_torso_is_too_low_or_too_high(name, low, high):
+    heights = np.array([low - 0.01, low + 0.01, high - 0.01, high + 0.01])
+    states = [types.SimpleNamespace(x=types.SimpleNamespace(pos=jnp.array([[0.0, 0.0, z]]))) for z in heights]
+    assert [bool(built(name).terminated(state)) for state in states] == [True, False, False, True]
+
+
+# Starts and goals.
+
+
+@functools.cache
+def starts(name: str, count: int = 10_000):
+    """(count, ...) q, qd, goal."""
+    keys = jax.random.split(jax.random.key(7), count)
+    return [np.asarray(leaf, np.float64) for leaf in jax.jit(jax.vmap(built(name).sample_start))(keys)]
+
+
+def assert_uniform(values: np.ndarray, low: float, high: float):
+    assert low <= values.min() and values.max() <= high
+    quartiles = np.quantile((values - low) / (high - low), [0.25, 0.5, 0.75])
+    np.testing.assert_allclose(quartiles, [0.25, 0.5, 0.75], atol=0.02)
+
+
+def test_cheetah_starts():
+    q, qd, goal = starts("cheetah")
+    for joint in q.T:
+        assert_uniform(joint, -0.1, 0.1)
+    np.testing.assert_allclose(qd.std(axis=0), 0.1, rtol=0.05)
+    assert np.all(goal == 5.0)
+
+
+def test_humanoid_starts():
+    q, qd, goal = starts("humanoid")
+    np.testing.assert_allclose(q, np.tile([0, 0, 1.4, 1, *[0] * 20], (len(q), 1)), atol=1e-6)
+    assert np.all(qd == 0) and np.all(goal[:, 2] == 1.25)
+    assert_uniform(np.linalg.norm(goal[:, :2], axis=-1), 1.0, 5.0)
+    assert_uniform(np.arctan2(goal[:, 1], goal[:, 0]), -np.pi, np.pi)
+
+
+def slides_of(goal: np.ndarray) -> np.ndarray:
+    """(K, 2) y and x slide that bring the pusher's object to a goal."""
+    return goal[:, 1::-1] - np.array([-0.05, 0.45])
+
+
+@pytest.mark.parametrize(
+    ("name", "box"),
+    [("pusher_easy", ((-0.55, -0.25), (-0.2, 0.2))), ("pusher_hard", ((-0.65, 0.35), (-0.55, 0.45)))],
+)
+def test_pusher_starts(name, box):
+    q, qd, goal = starts(name)
+    assert np.all(q[:, :7] == 0) and np.all(qd[:, 7:] == 0)
+    assert_uniform(qd[:, :7], -0.005, 0.005)
+    for slide, (low, high) in zip(slides_of(goal).T, box, strict=True):
+        assert_uniform(slide, low - 1e-6, high + 1e-6)
+    np.testing.assert_allclose(goal[:, 2], -0.275, atol=1e-6)
+    thing = q[:, 7:]
+    assert np.all((thing >= [-0.3, -0.2]) & (thing <= [0.0, 0.2]))
+    assert np.linalg.norm(thing - slides_of(goal), axis=-1).min() >= 0.17 - 1e-6
+
+
+def test_pusher_object_is_uniform_outside_the_circle():
+    """For one goal: the share of draws in any part of the box is that of its area outside the circle."""
+    env, goal = built("pusher_hard"), np.array([-0.1, 0.05])
+    keys = jax.random.split(jax.random.key(0), 10_000)
+    drawn = np.asarray(jax.jit(jax.vmap(env.sample_object, (0, None)))(keys, jnp.array(goal)))
+    exact = np.random.default_rng(0).uniform([-0.3, -0.2], [0, 0.2], (100_000, 2))
+    exact = exact[np.linalg.norm(exact - goal, axis=-1) >= 0.17]
+    for axis in (0, 1):
+        points = np.quantile(exact[:, axis], [0.1, 0.3, 0.5, 0.7, 0.9])
+        shares = [np.mean(drawn[:, axis] < point) for point in points]
+        np.testing.assert_allclose(shares, [0.1, 0.3, 0.5, 0.7, 0.9], atol=0.02)
+
+
+def test_pusher_distance_holds_when_every_draw_is_too_close():
+    """A circle that covers all of the box but its corners leaves the furthest corner."""
+    env = make_env("pusher_easy")
+    env.min_goal_distance = 0.2499
+    goals = np.random.default_rng(0).uniform([-0.16, -0.01], [-0.14, 0.01], (2000, 2)).astype(np.float32)
+    keys = jax.random.split(jax.random.key(0), len(goals))
+    drawn = np.asarray(jax.jit(jax.vmap(env.sample_object))(keys, goals))
+    assert np.linalg.norm(drawn - goals, axis=-1).min() >= 0.2499
+    assert np.mean(np.abs(drawn[:, 1]) == np.float32(0.2)) > 0.5

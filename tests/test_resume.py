@@ -1,0 +1,303 @@
+"""Resuming: what continues, bit for bit; what is refused, and how; how signals end a run."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import tiny
+from durability import arguments, at_moment, read_until, run_dirs, start_process
+
+import training
+from scripts import crash_test
+from src.checkpoint import device_tree, host_arrays, list_checkpoints
+from utils import read_rows
+
+pytestmark = pytest.mark.usefixtures("probe_registered")
+# Moments of the tiny run: 0 evaluation, 1 and 2 prefill, 3 to 5 or fewer training, then an evaluation, and so on.
+
+
+@pytest.fixture(scope="module")
+def references(tmp_path_factory):
+    """Runs that were left alone: references(num_seeds=2) -> their folders; each is trained once."""
+    trained = {}
+
+    def train(**changes):
+        key = tuple(sorted(changes.items()))
+        if key not in trained:
+            output_dir = tmp_path_factory.mktemp("reference")
+            assert training.main(arguments(tiny(output_dir=str(output_dir), **changes))) == 0
+            trained[key] = run_dirs(output_dir)
+        return trained[key]
+
+    return train
+
+
+@pytest.fixture
+def finished(references, tmp_path):
+    """The output folder of a finished run."""
+    shutil.copytree(references()[0].parents[2], tmp_path / "runs")
+    return tmp_path / "runs"
+
+
+def interrupt(monkeypatch, config, moment, number=signal.SIGTERM):
+    """Trains until a moment, where the signal arrives."""
+    with monkeypatch.context() as patch:
+        at_moment(patch, moment, lambda recorder: os.kill(os.getpid(), number))
+        assert training.main(arguments(config)) == training.INTERRUPTED
+
+
+# What continues.
+
+
+@pytest.mark.parametrize(
+    ("moment", "changes"),
+    [
+        (0, {}),
+        (1, {"normalize_observations": True}),
+        (2, {"fresh_goals": False}),
+        (3, {}),
+        (4, {"num_seeds": 2}),
+    ],
+)
+def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(monkeypatch, references, tmp_path, moment, changes, capsys):
+    config = tiny(output_dir=str(tmp_path), **changes)
+    interrupt(monkeypatch, config, moment)
+    first_dirs = run_dirs(tmp_path)
+    assert "SIGTERM: left at" in capsys.readouterr().out
+    assert training.main(arguments(config, "--resume")) == 0
+    assert run_dirs(tmp_path) == first_dirs
+    for reference, resumed in zip(references(**changes), first_dirs, strict=True):
+        assert crash_test.compare(reference, resumed) == []
+
+
+def test_rows_after_the_checkpoint_and_a_torn_line_are_written_again(monkeypatch, references, tmp_path):
+    config = tiny(output_dir=str(tmp_path))
+    interrupt(monkeypatch, config, 3)
+    (run_dir,) = run_dirs(tmp_path)
+    with (run_dir / "metrics.csv").open("a") as file:
+        file.write("100,1.0\n160,")
+    assert training.main(arguments(config, "--resume", str(run_dir))) == 0
+    assert crash_test.compare(references()[0], run_dir) == []
+
+
+def test_a_run_can_be_made_longer(references, tmp_path):
+    """An evaluation changes nothing of a run, so 80 env steps and then 160 end where 160 end."""
+    config = tiny(output_dir=str(tmp_path), num_timesteps=80)
+    assert training.main(arguments(config)) == 0
+    longer = tiny(output_dir=str(tmp_path))
+    assert training.main(arguments(longer, "--resume")) == 0
+    (run_dir,) = run_dirs(tmp_path)
+    assert "params.npz" not in crash_test.compare(references()[0], run_dir)
+    steps = [row["env_steps"] for row in read_rows(run_dir / "metrics.csv", 10**9)]
+    assert steps == ["0", "60", "80", "100", "160"]
+
+
+def test_finished_runs_say_so(finished, capsys):
+    assert training.main(arguments(tiny(output_dir=str(finished)), "--resume")) == 0
+    assert "nothing left to train" in capsys.readouterr().out
+
+
+def test_a_bare_resume_without_a_run_begins_one(tmp_path, capsys):
+    config = tiny(output_dir=str(tmp_path), num_evals=1, keep_policies=2)
+    assert training.main(arguments(config, "--resume")) == 0
+    assert "a new one" in capsys.readouterr().out
+    assert len(run_dirs(tmp_path)) == 1
+
+
+def test_without_replay_a_resumed_run_refills_it_and_says_so(monkeypatch, tmp_path, capsys):
+    config = tiny(output_dir=str(tmp_path), checkpoint_replay=False)
+    interrupt(monkeypatch, config, 3)
+    (run_dir,) = run_dirs(tmp_path)
+    sizes = [path.stat().st_size for path in run_dir.rglob("_METADATA")]
+    assert "buffer_state" not in next(run_dir.rglob("_METADATA")).read_text()
+    assert len(sizes) == 1
+    assert training.main(arguments(config, "--resume")) == 0
+    assert "filling it by 40 env steps" in capsys.readouterr().out
+    assert [row["env_steps"] for row in read_rows(run_dir / "metrics.csv", 10**9)] == ["0", "100", "160"]
+
+
+def test_the_newest_checkpoint_and_the_chosen_policies_are_kept(tmp_path):
+    config = tiny(output_dir=str(tmp_path), num_evals=5, keep_policies=2)
+    assert training.main(arguments(config)) == 0
+    (run_dir,) = run_dirs(tmp_path)
+    assert [path.name for path in list_checkpoints(run_dir)] == ["000000000160"]
+    policies = sorted(path.name for path in (run_dir / "policies").iterdir())
+    assert policies == ["000000000120.npz", "000000000160.npz"] or policies[-1] == "000000000160.npz"
+    last = np.load(run_dir / "params.npz")
+    newest = np.load(run_dir / "policies" / "000000000160.npz")
+    assert all(np.array_equal(last[name], newest[name]) for name in last)
+    assert (run_dir / "best_params.npz").exists()
+
+
+def test_wandb_goes_on_under_one_id(monkeypatch, tmp_path):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    config = tiny(output_dir=str(tmp_path), log_wandb=True)
+    interrupt(monkeypatch, config, 3)
+    assert training.main(arguments(config, "--resume")) == 0
+    (run_dir,) = run_dirs(tmp_path)
+    names = {path.name.rpartition("-")[2] for path in (run_dir / "wandb").glob("offline-run-*")}
+    assert len(names) == 1
+
+
+def test_arrays_survive_the_way_through_the_host():
+    tree = {"key": jax.random.key(3), "empty": jnp.zeros((0, 2)), "flag": jnp.array(True), "x": jnp.arange(3.0)}
+    arrays = host_arrays(tree)
+    back = device_tree({name: array for name, array in arrays.items() if array.size}, tree)
+    assert jax.random.key_data(back["key"]).tolist() == jax.random.key_data(tree["key"]).tolist()
+    assert back["empty"].shape == (0, 2)
+    assert back["x"].tolist() == [0.0, 1.0, 2.0]
+    with pytest.raises(ValueError, match="x should have shape"):
+        device_tree(arrays | {"x": np.zeros(4)}, tree)
+
+
+# What is refused.
+
+
+def refusal(capsys, *args):
+    """The one line with which a command is refused."""
+    assert training.main(list(args)) == training.REFUSED
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    return error
+
+
+def test_other_flags_are_refused_one_by_one(finished, capsys):
+    config = tiny(output_dir=str(finished), batch_size=5, energy_fn="dot", num_timesteps=100)
+    error = refusal(capsys, *arguments(config, "--resume"))
+    for difference in ("--batch_size: 6 -> 5", "--energy_fn: l2 -> dot", "--num_timesteps: 160 -> 100"):
+        assert difference in error
+
+
+def test_what_is_no_run_folder_is_refused(tmp_path, capsys):
+    assert "not a run folder" in refusal(capsys, *arguments(tiny(), "--resume", str(tmp_path)))
+
+
+def _truncate(checkpoint):
+    file = max((path for path in (checkpoint / "state").rglob("*") if path.is_file()), key=lambda p: p.stat().st_size)
+    os.truncate(file, file.stat().st_size // 2)
+
+
+def _flip_a_bit(checkpoint):
+    file = max((path for path in (checkpoint / "state").rglob("*") if path.is_file()), key=lambda p: p.stat().st_size)
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+
+
+def _make_newer(checkpoint):
+    manifest = json.loads((checkpoint / "manifest.json").read_text())
+    (checkpoint / "manifest.json").write_text(json.dumps(manifest | {"format": 99}))
+
+
+def _make_foreign(checkpoint):
+    (checkpoint / "manifest.json").write_text('["of another program"]')
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (_truncate, "should have"),
+        (_flip_a_bit, "is damaged"),
+        (_make_newer, "its format is 99"),
+        (_make_foreign, "no readable manifest"),
+        (shutil.rmtree, "holds no checkpoint"),
+    ],
+)
+@pytest.mark.parametrize("has_one_before", [True, False])
+def test_unusable_checkpoints_are_refused_by_name_and_the_one_before_is_offered(
+    finished, capsys, damage, words, has_one_before
+):
+    (run_dir,) = run_dirs(finished)
+    (newest,) = list_checkpoints(run_dir)
+    before = newest.with_name("000000000150")
+    if has_one_before:
+        shutil.copytree(newest, before)
+    damage(newest)
+    longer = tiny(output_dir=str(finished), num_timesteps=200)
+    if damage is shutil.rmtree and has_one_before:
+        return
+    error = refusal(capsys, *arguments(longer, "--resume", str(run_dir)))
+    assert words in error
+    if damage is not shutil.rmtree:
+        assert str(newest) in error
+        assert (f"--resume {before}" if has_one_before else "none before") in error
+
+
+def test_the_offered_checkpoint_can_be_resumed(finished):
+    (run_dir,) = run_dirs(finished)
+    (newest,) = list_checkpoints(run_dir)
+    shutil.copytree(newest, newest.with_name("000000000150"))
+    _truncate(newest)
+    longer = tiny(output_dir=str(finished), num_timesteps=200)
+    assert training.main(arguments(longer, "--resume", str(newest.with_name("000000000150")))) == 0
+    assert [path.name for path in list_checkpoints(run_dir)] == ["000000000200"]
+
+
+def test_nothing_is_unpickled(finished, monkeypatch):
+    """Loading a run works where unpickling is impossible."""
+    (run_dir,) = run_dirs(finished)
+    code = (
+        "import pickle, sys; sys.argv = sys.argv[1:]; import probe_training as p\n"
+        "def refuse(*args, **kwargs): raise AssertionError('unpickled')\n"
+        "pickle.load = pickle.loads = pickle.Unpickler = refuse\n"
+        "with p.registered(probe=p.ProbeEnv): sys.exit(p.training.main(sys.argv[1:]))"
+    )
+    longer = arguments(tiny(output_dir=str(finished), num_timesteps=200), "--resume", str(run_dir))
+    words = [sys.executable, "-c", code, "training.py", *longer, "--no_compilation_cache"]
+    subprocess.run(words, check=True, cwd=Path(__file__).parent, capture_output=True)
+
+
+# Signals, sent to a process of its own.
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_signals_save_and_leave_with_a_status_of_their_own(tmp_path, number):
+    config = tiny(output_dir=str(tmp_path), num_timesteps=10**9, num_evals=1)
+    process = start_process(config)
+    read_until(process, "compiling training and evaluation ... ")
+    while not list(tmp_path.glob("*/*/*/metrics.csv")) and process.poll() is None:
+        process.send_signal(number)
+        break
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == training.INTERRUPTED, output
+    (run_dir,) = run_dirs(tmp_path)
+    if "leaving at once" not in output:
+        assert f"--resume {run_dir}" in output
+        assert len(list_checkpoints(run_dir)) == 1
+
+
+def test_a_signal_before_training_leaves_at_once(tmp_path):
+    process = start_process(tiny(output_dir=str(tmp_path)))
+    read_until(process, "run folder")
+    process.send_signal(signal.SIGTERM)
+    output = process.communicate(timeout=20)[0]
+    assert process.returncode == training.INTERRUPTED, output
+    assert "leaving at once" in output
+
+
+def test_a_second_ctrl_c_leaves_at_once(monkeypatch, tmp_path):
+    interruption = training.Interruption()
+    interruption.started = True
+    left = []
+    monkeypatch.setattr(training.os, "_exit", left.append)
+    with interruption.noticed():
+        os.kill(os.getpid(), signal.SIGINT)
+        assert interruption.requested == "SIGINT" and not left
+        os.kill(os.getpid(), signal.SIGINT)
+    assert left == [130]
+
+
+@pytest.mark.slow
+def test_kills_at_random_moments_change_nothing(tmp_path):
+    """The short form of scripts/crash_test.py."""
+    flags = " ".join(arguments(tiny(num_timesteps=4000, num_evals=40))).replace("--env_name probe", "")
+    args = ["--env_name", "probe", "--kills", "3", "--out", str(tmp_path), "--program", "tests/probe_training.py"]
+    assert crash_test.main([*args, f"--flags={flags}"]) == 0

@@ -1,0 +1,311 @@
+"""The loop: what it collects, updates, reports and repeats, on the probe env and with an algorithm that only counts."""
+
+import collections
+import dataclasses
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import UPDATE_METRICS, ProbeEnv, make_probe_program, registered, tiny
+
+from src import train
+from utils import derive_schedule
+
+CLOCK_METRICS = {"eval/sps", "eval/walltime", "training/sps", "training/walltime"}
+
+
+def silent(text):
+    del text
+
+
+def run_to_end(program, seeds=(0,), resumed=None, seconds_per_chunk=2.0):
+    """[(env_steps, metrics of every seed)] of all evaluations, and the last run state, as NumPy arrays."""
+    reports, last = [], None
+    for moment in train.run(program, seeds, silent, resumed, seconds_per_chunk):
+        last = jax.device_get(moment.run_state._replace(train_state=without_key(moment.run_state.train_state)))
+        if moment.metrics is not None:
+            reports.append((moment.env_steps, moment.metrics))
+    return reports, last
+
+
+def without_key(train_state):
+    return train_state.replace(key=jax.random.key_data(train_state.key))
+
+
+def numbers(reports):
+    """The reports without what depends on the clock."""
+    return [
+        (env_steps, [{name: v for name, v in each.items() if name not in CLOCK_METRICS} for each in metrics])
+        for env_steps, metrics in reports
+    ]
+
+
+def assert_same(one, other):
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.fixture(scope="module")
+def program():
+    return make_probe_program(tiny())
+
+
+@pytest.fixture(scope="module")
+def finished(program):
+    """The run that the others are compared with."""
+    return run_to_end(program)
+
+
+# What a run reports.
+
+
+def test_reports_come_at_the_scheduled_env_steps(program, finished):
+    """160 env steps in unrolls of 4 * 5: 2 for the prefill and 6 with updates, in two epochs of 3."""
+    reports, last = finished
+    assert [env_steps for env_steps, _ in reports] == [0, 100, 160]
+    assert program.schedule.total_env_steps == 160
+    assert last.train_state.training_steps == 8
+    assert last.train_state.buffer_state.size == 20
+
+
+def test_metrics_have_the_names_that_dashboards_rely_on(finished):
+    """And nothing is reported before it was measured."""
+    reports, _ = finished
+    per_episode = [
+        f"eval/episode_{name}{suffix}"
+        for name in ("reward", "success", "dist", "x", "effort")
+        for suffix in ("", "_std", "_min", "_max")
+    ]
+    evaluation = {*per_episode, "eval/episode_success_any", "eval/avg_episode_length", "eval/sps", "eval/walltime"}
+    counts = ("buffer_current_size", "env_resets_nonfinite")
+    training = {f"training/{name}" for name in (*UPDATE_METRICS, "sps", "walltime", *counts)}
+    names = [set(metrics[0]) for _, metrics in reports]
+    assert names == [evaluation, evaluation | training, evaluation | training]
+    assert all(type(value) is float for _, metrics in reports for value in metrics[0].values())
+    assert [metrics[0].get("training/buffer_current_size") for _, metrics in reports] == [None, 80, 80]
+    assert all(reports[i][1][0]["eval/walltime"] < reports[i + 1][1][0]["eval/walltime"] for i in range(2))
+
+
+def test_a_single_evaluation_comes_at_the_end():
+    """Of two epochs, none is left to evaluate the untrained policy."""
+    reports, _ = run_to_end(counting_program(tiny(num_evals=1)))
+    assert [env_steps for env_steps, _ in reports] == [160]
+
+
+# Determinism.
+
+
+@pytest.mark.parametrize("seconds_per_chunk", [1e-9, 2.0, 1e9])
+def test_one_seed_gives_the_same_bits_however_the_run_is_cut(program, finished, seconds_per_chunk):
+    reports, last = run_to_end(program, seconds_per_chunk=seconds_per_chunk)
+    assert numbers(reports) == numbers(finished[0])
+    assert_same(last.train_state, finished[1].train_state)
+
+
+def test_other_seeds_give_other_numbers(program, finished):
+    reports, last = run_to_end(program, seeds=(1,))
+    for (_, (other,)), (_, (metrics,)) in zip(numbers(reports), numbers(finished[0]), strict=True):
+        assert other["eval/episode_dist"] != metrics["eval/episode_dist"]
+        assert other.keys() == metrics.keys()
+    for one, two in zip(
+        jax.tree.leaves(last.train_state.agent_state.params["critic"]),
+        jax.tree.leaves(finished[1].train_state.agent_state.params["critic"]),
+        strict=True,
+    ):
+        assert not np.array_equal(one, two)
+
+
+def test_seeds_trained_together_are_the_runs_they_would_be_alone(program, finished):
+    """Up to rounding: products of many matrices at once are summed in another order."""
+    reports, _ = run_to_end(program, seeds=(1, 0))
+    assert [env_steps for env_steps, _ in reports] == [0, 100, 160]
+    for (_, (of_one, of_zero)), (_, (alone,)) in zip(numbers(reports), numbers(finished[0]), strict=True):
+        assert of_zero == {name: pytest.approx(value, rel=2e-2, abs=2e-3) for name, value in alone.items()}
+        assert of_one["eval/episode_dist"] != pytest.approx(alone["eval/episode_dist"], rel=1e-3)
+
+
+def test_a_run_goes_on_from_where_it_was_left(program, finished):
+    """From a chunk in the middle of an epoch, and from an evaluation."""
+    for stop in (lambda m: m.env_steps == 80, lambda m: m.env_steps == 100 and m.metrics):
+        for moment in train.run(program, (0,), silent, seconds_per_chunk=1e-9):
+            if stop(moment):
+                break
+        assert stop(moment)
+        reports, last = run_to_end(program, resumed=moment.run_state)
+        missed = len(finished[0]) - len(reports)
+        assert missed == (2 if moment.metrics else 1)
+        assert numbers(reports) == numbers(finished[0])[missed:]
+        assert_same(last.train_state, finished[1].train_state)
+
+
+def test_no_key_is_used_twice(program):
+    """JAX's own checker, over everything that is compiled. A key that is drawn from twice raises when traced."""
+    with jax.debug_key_reuse(True):
+        state, totals = jax.jit(functools.partial(train.start, program))(jax.random.key(0))
+        count = jnp.zeros((), jnp.int32)
+        jax.jit(functools.partial(train.train_chunk, program)).lower(state, totals, count, count)
+        jax.jit(functools.partial(train.evaluation, program)).lower(state.agent_state, jax.random.key(1), count)
+
+
+def test_the_number_of_epochs_does_not_change_how_often_step_is_traced():
+    counts = []
+    for num_evals in (2, 7):
+        program = counting_program(tiny(num_evals=num_evals))
+        before = ProbeEnv.traces
+        reports, _ = run_to_end(program, seconds_per_chunk=1e-9)
+        counts.append(ProbeEnv.traces - before)
+        assert len(reports) == num_evals
+    assert counts[0] == counts[1] <= 6
+
+
+# What the loop does with an algorithm, whatever it is.
+
+
+def counting_algorithm(action_size):
+    """Learns nothing, and keeps count: of updates, of rows it has observed, and of the keys it was given."""
+
+    def init(key):
+        return {"updates": jnp.zeros(()), "observed": jnp.zeros(()), "sum": jnp.zeros(())}
+
+    def act(agent, obs, key, deterministic=False):
+        return jax.random.uniform(key, (*obs.shape[:-1], action_size), minval=-1.0)
+
+    def update(agent, batch, key):
+        updates = agent["updates"] + 1
+        return agent | {"updates": updates}, {"number": updates, "draw": jax.random.uniform(key)}
+
+    def observe(agent, states):
+        return agent | {"observed": agent["observed"] + states[..., 0].size, "sum": agent["sum"] + jnp.sum(states)}
+
+    return train.Algorithm(init, act, update, observe)
+
+
+def counting_program(config, **probe_options):
+    program = make_probe_program(config, functools.partial(ProbeEnv, **probe_options))
+    return program._replace(algorithm=counting_algorithm(action_size=2))
+
+
+def test_every_update_is_made_and_averaged():
+    """Update number n reports n, so an epoch's mean is that of all its numbers, the first and the last alike."""
+    config = tiny(multiplier_num_sgd_steps=2, num_timesteps=200)
+    program = counting_program(config)
+    updates, epochs = program.schedule.updates_per_training_step, program.schedule.epoch_lengths
+    assert updates == 9
+    assert epochs == (4, 4)
+    reports, last = run_to_end(program)
+    ends = [updates * end for end in itertools.accumulate(epochs)]
+    for (_, (metrics,)), (first, end) in zip(reports[1:], itertools.pairwise([0, *ends]), strict=True):
+        assert metrics["training/number"] == pytest.approx(np.mean(np.arange(first + 1, end + 1)))
+        assert metrics["training/draw"] == pytest.approx(0.5, abs=0.25)
+    assert last.train_state.agent_state["updates"] == program.schedule.total_updates == 72
+    assert len({metrics["training/draw"] for _, (metrics,) in reports[1:]}) == 2
+    assert last.train_state.agent_state["observed"] == program.schedule.total_env_steps
+
+
+def test_the_prefill_makes_no_updates_but_is_observed():
+    program = counting_program(tiny())
+    state, totals = jax.jit(functools.partial(train.start, program))(jax.random.key(0))
+    chunk = jax.jit(functools.partial(train.train_chunk, program))
+    state, totals = chunk(state, totals, jnp.asarray(2), jnp.asarray(0))
+    assert state.agent_state["updates"] == 0
+    assert not any(np.any(leaf) for leaf in jax.tree.leaves(totals))
+    assert state.agent_state["observed"] == 40
+    assert state.buffer_state.size == 10
+    state, totals = chunk(state, totals, jnp.asarray(1), jnp.asarray(3))
+    assert state.agent_state["updates"] == 3
+    assert totals["number"] == 2
+
+
+def test_what_is_stored_is_what_happened():
+    """Row by row the probe's dynamics: the next state of a trajectory is this one moved by this row's action. The
+    trajectories are those that the goals come from."""
+    program = counting_program(tiny(num_envs=8, max_replay_size=40, batch_size=8), lives=(3, 12))
+    state = jax.jit(functools.partial(train.init, program))(jax.random.key(2))
+    collect = jax.jit(functools.partial(train.collect, program))
+    for _ in range(8):
+        state = collect(state)
+    rows = jax.device_get(state.buffer_state.rows)
+    moved = np.clip(rows.state[:-1] + 0.1 * rows.action[:-1], -1, 1)
+    same = rows.traj_id[1:] == rows.traj_id[:-1]
+    np.testing.assert_allclose(rows.state[1:][same], moved[same], atol=1e-6)
+    assert np.max(np.abs(rows.state[1:][~same] - moved[~same]), axis=-1).min() > 1e-4
+    assert collections.Counter(same.flat)[False] > 8  # early ends and time limits alike begin a new trajectory
+    assert np.sum(state.agent_state["sum"]) == pytest.approx(np.sum(rows.state), rel=1e-3)
+
+    row, future_row = train.sample_pairs(program, state.buffer_state, jax.random.key(0))
+    env = np.asarray(row) % 8
+    np.testing.assert_array_equal(env, np.asarray(future_row) % 8)
+    np.testing.assert_array_equal(rows.traj_id.reshape(-1)[row], rows.traj_id.reshape(-1)[future_row])
+    assert row.shape == (program.schedule.updates_per_training_step, 8)
+
+
+def test_actions_differ_between_envs_and_steps():
+    program = counting_program(tiny(num_envs=8, batch_size=8))
+    state = train.init(program, jax.random.key(2))
+    rows = jax.jit(functools.partial(train.collect, program))(state).buffer_state.rows
+    actions = np.asarray(rows.action)[:5].reshape(-1, 2)
+    assert len({tuple(action) for action in actions.tolist()}) == 5 * 8
+
+
+# Programs.
+
+
+def test_eval_env_of_other_sizes_is_refused():
+    config = tiny(eval_env="bigger")
+    with (
+        registered(probe=ProbeEnv, bigger=functools.partial(ProbeEnv, tagged=True)),
+        pytest.raises(ValueError, match=r"eval_env bigger does not fit env_name probe.*\(6, .*need \(2, "),
+    ):
+        train.make_program(config, derive_schedule(config))
+
+
+def test_eval_env_is_where_the_policy_is_judged():
+    """There the goal lies within reach of every point, so that every step counts as near it."""
+
+    class Easy(ProbeEnv):
+        goal_dist = 10.0
+
+    config = tiny(eval_env="easy")
+    with registered(probe=ProbeEnv, easy=Easy):
+        program = train.make_program(config, derive_schedule(config))
+    assert type(program.env.env) is ProbeEnv
+    state, _ = train.start(program, jax.random.key(0))
+    metrics = jax.jit(functools.partial(train.evaluation, program))(
+        state.agent_state, jax.random.key(0), jnp.asarray(0)
+    )
+    assert metrics["episode_success"] == metrics["avg_episode_length"] == config.episode_length
+
+
+# Learning.
+
+LEARNER = dataclasses.replace(
+    tiny(),
+    num_envs=32,
+    episode_length=25,
+    unroll_length=25,
+    batch_size=64,
+    min_replay_size=50,
+    max_replay_size=1000,
+    num_timesteps=60_000,
+    num_evals=2,
+    num_eval_envs=64,
+    h_dim=32,
+    repr_dim=16,
+    policy_lr=1e-3,
+    critic_lr=1e-3,
+    alpha_lr=1e-3,
+)
+
+
+def success_rates(config):
+    reports, _ = run_to_end(make_probe_program(config))
+    return [metrics["eval/episode_success_any"] for _, (metrics,) in reports]
+
+
+def test_crl_learns_to_reach_goals():
+    untrained, trained = success_rates(LEARNER)
+    assert untrained < 0.25
+    assert trained > 0.9

@@ -1,0 +1,783 @@
+"""Flags and their refusals, the schedule, run folders, loggers."""
+
+import ast
+import csv
+import dataclasses
+import functools
+import inspect
+import json
+import math
+import re
+import sys
+import types
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import ProbeEnv, flags, make_probe_program, registered, tiny
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+import training
+import utils
+from envs import ENVS, make_env
+from envs.base import BACKENDS
+from src import crl, replay_buffer, train
+from src.losses import CONTRASTIVE_LOSSES, ENERGY_FNS
+from src.networks import NETWORKS
+from src.run_folder import seed_configs
+from utils import Config, ConfigError, derive_schedule, parse_config
+
+FIELDS = {field.name: field for field in dataclasses.fields(Config)}
+
+
+# Every flag is documented and does something.
+
+
+def test_every_flag_is_documented():
+    """One sentence or more under each field, which is what --help shows."""
+    body = ast.parse(inspect.getsource(Config)).body[0].body
+    documented = {
+        field.target.id: text.value.value
+        for field, text in zip(body, body[1:], strict=False)
+        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
+    }
+    assert documented.keys() == FIELDS.keys()
+    for name, text in documented.items():
+        assert len(text) > 10, name
+        assert text.endswith("."), name
+
+
+class OtherProbe(ProbeEnv):
+    """A second env of the same sizes."""
+
+
+def run_folder(config, tmp_path):
+    """Where the files of a config go, the time of day left out."""
+    made = utils.make_run_dir(dataclasses.replace(config, output_dir=str(tmp_path / config.output_dir)))
+    *parents, name = made.relative_to(tmp_path).parts
+    return parents, re.split(r"_\d{8}-\d{6}", name)[0]
+
+
+def environments(config, tmp_path):
+    """Which envs are built, and what they are told."""
+    with registered(probe=ProbeEnv, other=OtherProbe):
+        program = train.make_program(config, derive_schedule(config))
+    return [
+        (type(vector.env), vector.env.backend, vector.env.use_dense_reward, vector.episode_length)
+        for vector in (program.env, program.eval_env)
+    ]
+
+
+def schedule(config, tmp_path):
+    return derive_schedule(config)
+
+
+def seeds(config, tmp_path):
+    return [each.seed for each in seed_configs(config)]
+
+
+def program_text(part):
+    """What JAX traces of a part of a program; it names no flag, so it changes only with what is computed."""
+
+    def fingerprint(config, tmp_path):
+        program = make_probe_program(config)
+        state = jax.eval_shape(functools.partial(train.init, program), jax.random.key(0))
+        return str(jax.make_jaxpr(functools.partial(part, program))(state))
+
+    return fingerprint
+
+
+@program_text
+def one_update(program, state):
+    size = program.config.batch_size
+    batch = replay_buffer.Batch(jnp.zeros((size, 2)), jnp.zeros((size, 2)), jnp.zeros((size, 2)))
+    return program.algorithm.update(state.agent_state, batch, jax.random.key(0))
+
+
+@program_text
+def one_collection(program, state):
+    return train.collect(program, state)
+
+
+@program_text
+def one_sampling(program, state):
+    return train.sample_pairs(program, state.buffer_state, jax.random.key(0))
+
+
+@program_text
+def one_evaluation(program, state):
+    return train.evaluation(program, state.agent_state, jax.random.key(0), jnp.zeros((), jnp.int32))
+
+
+# flag -> (another value, what that changes). Flags that only a whole command can show are in test_training_cli.py.
+EFFECTS = {
+    "exp_name": ("another", run_folder),
+    "group_name": ("another", run_folder),
+    "project_name": ("another", run_folder),
+    "output_dir": ("another", run_folder),
+    "env_name": ("other", environments),
+    "eval_env": ("other", environments),
+    "backend": ("mjx", environments),
+    "use_dense_reward": (True, one_evaluation),
+    "fresh_goals": (False, one_collection),
+    "num_seeds": (3, seeds),
+    "num_timesteps": (400, schedule),
+    "num_evals": (5, schedule),
+    "num_eval_envs": (5, one_evaluation),
+    "deterministic_eval": (True, one_evaluation),
+    "num_envs": (6, one_collection),
+    "episode_length": (9, one_collection),
+    "action_repeat": (2, one_collection),
+    "unroll_length": (4, one_collection),
+    "batch_size": (7, one_sampling),
+    "multiplier_num_sgd_steps": (3, one_sampling),
+    "min_replay_size": (16, schedule),
+    "max_replay_size": (30, schedule),
+    "discounting": (0.9, one_sampling),
+    "policy_lr": (1e-2, one_update),
+    "critic_lr": (1e-2, one_update),
+    "alpha_lr": (1e-2, one_update),
+    "contrastive_loss_fn": ("binary", one_update),
+    "energy_fn": ("dot", one_update),
+    "logsumexp_penalty": (0.2, one_update),
+    "l2_penalty": (0.2, one_update),
+    "exploration_coef": (0.2, one_update),
+    "random_goals": (0.5, one_update),
+    "no_resubs": (True, one_update),
+    "use_c_target": (True, one_update),
+    "disable_entropy_actor": (True, one_update),
+    "network": ("residual", one_update),
+    "h_dim": (9, one_update),
+    "n_hidden": (3, one_update),
+    "repr_dim": (6, one_update),
+    "use_ln": (True, one_update),
+    "normalize_observations": (True, one_update),
+}
+SHOWN_BY_COMMANDS = {
+    *("seed", "log_wandb", "compilation_cache", "resume", "checkpoint_every", "checkpoint_replay", "keep_policies"),
+    "dry_run",
+}
+
+
+@functools.cache
+def unchanged(fingerprint, tmp_path):
+    return fingerprint(tiny(), tmp_path)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.mark.parametrize("flag", sorted(FIELDS.keys() - SHOWN_BY_COMMANDS))
+def test_every_flag_has_an_effect(flag, folder):
+    assert flag in EFFECTS, f"say in EFFECTS what --{flag} changes"
+    value, fingerprint = EFFECTS[flag]
+    before = unchanged(fingerprint, folder)
+    assert fingerprint(tiny(), folder) == before, "the comparison itself is not repeatable"
+    assert fingerprint(tiny(**{flag: value}), folder) != before
+
+
+# The command line.
+
+
+@pytest.mark.parametrize("flag", EFFECTS)
+def test_every_flag_can_be_given(flag, probe_registered, monkeypatch):
+    monkeypatch.setitem(ENVS, "other", OtherProbe)
+    config = tiny(**{flag: EFFECTS[flag][0]})
+    assert parse_config(flags(config)) == config
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("--use_ln", True),
+        ("--use_ln=True", True),
+        ("--use_ln True", True),
+        ("--use_ln true", True),
+        ("--use_ln=1", True),
+        ("--use-ln", True),
+        ("--no_use_ln", False),
+        ("--use_ln=False", False),
+        ("--use_ln False", False),
+        ("--use_ln=0", False),
+        ("--use_ln --no_use_ln", False),
+        ("", False),
+    ],
+)
+def test_switches(words, expected):
+    assert parse_config(words.split()).use_ln is expected
+    assert parse_config([*words.split(), "--fresh_goals=false"]).fresh_goals is False
+
+
+def test_defaults_are_the_published_benchmark():
+    config = parse_config([])
+    published = {
+        "exp_name": "test",
+        "group_name": "test",
+        "project_name": "crl",
+        "env_name": "reacher",
+        "eval_env": None,
+        "backend": None,
+        "seed": 0,
+        "num_timesteps": 10_000_000,
+        "num_evals": 50,
+        "num_envs": 512,
+        "batch_size": 256,
+        "episode_length": 1000,
+        "unroll_length": 62,
+        "min_replay_size": 1000,
+        "max_replay_size": 10_000,
+        "discounting": 0.99,
+        "policy_lr": 6e-4,
+        "critic_lr": 3e-4,
+        "alpha_lr": 3e-4,
+        "contrastive_loss_fn": "symmetric_infonce",
+        "energy_fn": "l2",
+        "logsumexp_penalty": 0.1,
+        "l2_penalty": 0,
+        "exploration_coef": 0,
+        "random_goals": 0,
+        "no_resubs": False,
+        "use_ln": False,
+        "use_c_target": False,
+        "disable_entropy_actor": False,
+        "h_dim": 256,
+        "n_hidden": 2,
+        "repr_dim": 64,
+        "normalize_observations": False,
+        "use_dense_reward": False,
+        "multiplier_num_sgd_steps": 1,
+        "action_repeat": 1,
+        "log_wandb": False,
+        "fresh_goals": True,
+        "num_eval_envs": 128,
+        "deterministic_eval": False,
+    }
+    assert {name: getattr(config, name) for name in published} == published
+
+
+@pytest.mark.parametrize("name", ENVS)
+def test_the_defaults_are_legal_for_every_env(name):
+    assert parse_config(["--env_name", name]).env_name == name
+
+
+# Refusals. `main` is run whole: nothing may be built, compiled or written, and one line says what is wrong.
+
+BASE = tiny(env_name="reacher")
+
+
+@pytest.fixture
+def refused(monkeypatch, tmp_path, capsys):
+    """Runs a command that has to be refused; returns the line."""
+
+    def run(*arguments):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(training, "make_program", lambda *a: pytest.fail("a refused command was built"))
+        assert training.main(list(arguments)) == 2
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert err.startswith("error: ")
+        assert err.count("\n") == 1
+        assert not list(tmp_path.iterdir())
+        return err
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("flag", "registry", "typo", "nearest"),
+    [
+        ("env_name", ENVS, "recher", "reacher"),
+        ("eval_env", ENVS, "antt", "ant"),
+        ("backend", BACKENDS, "sprin", "spring"),
+        ("energy_fn", ENERGY_FNS, "l2_no_sqr", "l2_no_sqrt"),
+        ("contrastive_loss_fn", CONTRASTIVE_LOSSES, "symetric_infonce", "symmetric_infonce"),
+        ("network", NETWORKS, "mpl", "mlp"),
+    ],
+)
+def test_unknown_names(refused, flag, registry, typo, nearest):
+    line = refused(f"--{flag}", typo)
+    assert f"--{flag}" in line
+    assert repr(typo) in line
+    assert f"did you mean {nearest!r}?" in line
+    listed = line.split("choose from ")[1].split(";")[0].split(", ")
+    assert sorted(listed) == sorted(registry)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--use_lnn"], "Unrecognized options: --use_lnn; did you mean --use_ln?"),
+        (["--epsiode_length", "10"], "did you mean --episode_length?"),
+        (["ant"], "ant"),
+        (["--num_envs", "many"], "'many'"),
+        (["--num_envs", "1.5"], "'1.5'"),
+        (["--policy_lr", "fast"], "'fast'"),
+        (["--num_envs"], "num_envs"),
+        (["--use_ln=maybe"], "'maybe'"),
+    ],
+)
+def test_unreadable_commands(refused, arguments, expected):
+    assert expected in refused(*arguments)
+
+
+# (flag, refused values, legal values): the border is between them.
+RANGES = [
+    ("seed", [-1, 2**31], [0, 2**31 - 1]),
+    ("num_seeds", [0, 1001], [1, 1000]),
+    ("num_timesteps", [0, -5, 39, 2**54], [40, 41]),  # 39: the prefill takes 2 unrolls of 4 * 5
+    ("num_evals", [0, 100_001], [1, 2, 100_000]),
+    ("num_eval_envs", [0, 2**31], [1]),
+    ("num_envs", [0, 2**31], [2]),
+    ("episode_length", [1, 2**31], [3]),
+    ("action_repeat", [0, 5], [1, 4]),  # of an episode of 8
+    ("unroll_length", [0, 21, 2**31], [2, 20]),  # of a replay of 20
+    ("batch_size", [1, 21], [2, 20]),  # of 4 * 5 rows a training step
+    ("multiplier_num_sgd_steps", [0, 2**31], [1, 2]),
+    ("min_replay_size", [1, 21], [2, 20]),
+    ("max_replay_size", [2, 9, 2**31 - 1], [10, 11]),
+    ("discounting", [0.0, 1.0, -0.5, 1.5, math.nan], [1e-9, 1 - 1e-12]),
+    ("policy_lr", [0.0, -1e-3, math.inf, math.nan], [1e-9]),
+    ("critic_lr", [0.0, -1e-3, math.inf, math.nan], [1e-9]),
+    ("alpha_lr", [0.0, -1e-3, math.inf, math.nan], [1e-9]),
+    ("logsumexp_penalty", [-0.1, math.inf, math.nan], [0.0]),
+    ("l2_penalty", [-0.1, math.inf, math.nan], [0.0]),
+    ("exploration_coef", [math.inf, math.nan], [-1.0, 0.0, 1.0]),
+    ("random_goals", [-0.1, 1.1, math.nan], [0.0, 1.0]),
+    ("h_dim", [0, 2**31], [1]),
+    ("n_hidden", [0, 1001], [1]),
+    ("repr_dim", [0, 2**31], [1]),
+    ("checkpoint_every", [-1.0, math.inf, math.nan], [0.0, 0.5]),
+    ("keep_policies", [-1, 2**31], [0, 3]),
+    ("exp_name", ["", "a/b", ".hidden", "x" * 101, "two\nlines"], ["x" * 100, "a b.c"]),
+    ("group_name", ["", "../up"], ["group"]),
+    ("project_name", ["", "a\\b"], ["project"]),
+]
+
+
+def test_every_number_has_a_range():
+    numbers = {name for name, field in FIELDS.items() if field.type in (int, float)}
+    assert numbers <= {flag for flag, _, _ in RANGES}
+
+
+@pytest.mark.parametrize(("flag", "value"), [(flag, value) for flag, values, _ in RANGES for value in values])
+def test_values_out_of_range_are_refused(refused, flag, value):
+    line = refused(*flags(BASE), f"--{flag}={value}")
+    assert f"--{flag}" in line
+    assert (repr(value) if isinstance(value, str) else str(value)) in line
+
+
+@pytest.mark.parametrize(("flag", "value"), [(flag, value) for flag, _, values in RANGES for value in values])
+def test_values_at_the_border_are_accepted(flag, value):
+    config = dataclasses.replace(BASE, **{flag: value})
+    if flag == "seed":
+        config = dataclasses.replace(config, num_seeds=1)
+    assert getattr(parse_config([*flags(BASE), f"--{flag}={value}"]), flag) == value
+
+
+@pytest.mark.parametrize(
+    ("changes", "fragments"),
+    [
+        ({"energy_fn": "cos", "exploration_coef": 0.1}, ["--exploration_coef", "l2 or dot", "cos"]),
+        ({"energy_fn": "mrn", "repr_dim": 5}, ["mrn", "--repr_dim 5", "e.g. 6"]),
+        ({"energy_fn": "mrn_pot", "repr_dim": 7}, ["mrn_pot", "--repr_dim 7", "e.g. 8"]),
+        ({"action_repeat": 5}, ["--action_repeat 5", "episode of 8", "at most 4"]),
+        ({"min_replay_size": 21}, ["--min_replay_size 21", "--max_replay_size 20", "at most 20"]),
+        ({"unroll_length": 25, "min_replay_size": 2}, ["--unroll_length 25", "--max_replay_size 20", "at most 20"]),
+        ({"batch_size": 21}, ["--batch_size 21", "= 20 rows", "= 28 to draw", "at most 20"]),
+        ({"batch_size": 5, "episode_length": 2}, ["--batch_size 5", "= 20 rows", "= 4 to draw", "at most 4"]),
+        ({"num_timesteps": 39}, ["--num_timesteps 39", "prefill of 40", "at least 40"]),
+        (
+            {"max_replay_size": 2**29},
+            ["--num_envs 4", f"--max_replay_size {2**29}", f"at most --max_replay_size {2**29 - 6}"],
+        ),
+        ({"seed": 2**31 - 2, "num_seeds": 3}, [f"--seed {2**31 - 2}", "--num_seeds 3"]),
+        ({"num_timesteps": 2**50}, ["training steps", "--num_timesteps"]),
+    ],
+)
+def test_combinations_that_cannot_run_are_refused_with_the_numbers(refused, changes, fragments):
+    line = refused(*flags(dataclasses.replace(BASE, **changes)))
+    for fragment in fragments:
+        assert fragment in line
+
+
+def test_the_largest_replay_that_is_named_is_accepted():
+    utils.check_config(dataclasses.replace(BASE, max_replay_size=2**29 - 6))
+    with pytest.raises(ConfigError, match="too many to number"):
+        utils.check_config(dataclasses.replace(BASE, max_replay_size=2**29 - 5))
+
+
+def test_a_backend_the_env_does_not_have_is_refused(capsys, tmp_path):
+    with registered(probe=ProbeEnv):
+        arguments = flags(tiny(backend="positional", output_dir=str(tmp_path / "runs")))
+        assert training.main(arguments) == 2
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1
+    assert "'positional' of ProbeEnv: choose from mjx, spring" in line
+    assert not list(tmp_path.iterdir())
+
+
+def test_make_env_refuses_unknown_names():
+    with pytest.raises(ValueError, match="unknown env 'recher': choose from .*; did you mean 'reacher'?"):
+        make_env("recher")
+
+
+# The schedule.
+
+
+def test_the_published_schedule():
+    derived = derive_schedule(Config())
+    assert derived.prefill_steps == 17
+    assert derived.updates_per_training_step == 1998
+    assert derived.env_steps_per_training_step == 31_744
+    assert derived.replay_rows == 10_044
+    assert derived.prefill_env_steps == 17 * 31_744
+    assert derived.total_env_steps == 316 * 31_744 == 10_031_104
+    assert derived.training_steps == 316 - 17
+    assert len(derived.epoch_lengths) == 49
+    assert len(derived.eval_at) == 50
+
+
+def test_the_schedule_by_hand():
+    """4 envs * unroll 5 * repeat 3 = 60 env steps; 10 rows take 2 unrolls; 500 / 60 -> 9, of which 7 with updates."""
+    derived = derive_schedule(tiny(action_repeat=3, num_timesteps=500, multiplier_num_sgd_steps=2, num_evals=4))
+    assert derived.env_steps_per_training_step == 60
+    assert derived.prefill_steps == 2
+    assert derived.training_steps == 7
+    assert derived.total_env_steps == 540
+    assert derived.updates_per_training_step == 9  # 2 * 4 * 7 / 6 = 9.33
+    assert derived.total_updates == 63
+    assert derived.epoch_lengths == (2, 2, 3)
+    assert derived.eval_at == (0, 4, 6, 9)
+    assert derived.replay_rows == 20
+
+
+@st.composite
+def legal_configs(draw):
+    """Awkward sizes that `check_config` takes; which it refuses is tested above."""
+
+    def number(low, high):
+        return draw(st.integers(low, high))
+
+    num_envs, unroll_length, episode_length = number(1, 700), number(1, 200), number(2, 1500)
+    max_replay_size = number(max(3, unroll_length), 12_000)
+    multiplier = number(1, 4)
+    pairs = num_envs * min(unroll_length, multiplier * (episode_length - 1))
+    assume(pairs >= 2)
+    config = tiny(
+        env_name="reacher",
+        num_evals=number(1, 300),
+        num_envs=num_envs,
+        episode_length=episode_length,
+        unroll_length=unroll_length,
+        batch_size=number(2, min(pairs, 1100)),
+        action_repeat=number(1, min(5, episode_length // 2)),
+        min_replay_size=number(2, min(2000, max_replay_size)),
+        max_replay_size=max_replay_size,
+        multiplier_num_sgd_steps=multiplier,
+    )
+    prefill = derive_schedule(config).prefill_env_steps
+    config = dataclasses.replace(config, num_timesteps=prefill + number(0, draw(st.sampled_from([100, 10**6, 10**9]))))
+    utils.check_config(config)
+    return config
+
+
+@given(legal_configs())
+@settings(max_examples=200, deadline=None)
+def test_any_legal_schedule_reaches_its_number_of_env_steps(config):
+    derived = derive_schedule(config)
+    per_step = derived.env_steps_per_training_step
+    assert derived.total_env_steps >= config.num_timesteps
+    if derived.total_env_steps > derived.prefill_env_steps + per_step:
+        assert derived.total_env_steps - config.num_timesteps < per_step
+    assert per_step == config.num_envs * config.unroll_length * config.action_repeat
+    assert derived.prefill_steps * config.unroll_length >= config.min_replay_size
+    assert (derived.prefill_steps - 1) * config.unroll_length < config.min_replay_size
+    assert derived.updates_per_training_step >= 1
+
+
+@given(legal_configs())
+@settings(max_examples=200, deadline=None)
+def test_any_legal_schedule_spreads_its_evaluations_evenly(config):
+    derived = derive_schedule(config)
+    lengths = derived.epoch_lengths
+    assert sum(lengths) == derived.training_steps >= 1
+    assert 1 <= min(lengths) <= max(lengths) <= min(lengths) + 1
+    assert len(lengths) == min(max(config.num_evals - 1, 1), derived.training_steps)
+    assert derived.eval_at[-1] * derived.env_steps_per_training_step == derived.total_env_steps
+    assert list(derived.eval_at) == sorted(set(derived.eval_at))
+    assert (derived.eval_at[0] == 0) == (config.num_evals > 1)
+
+
+@given(legal_configs())
+@settings(max_examples=200, deadline=None)
+def test_any_legal_replay_takes_whole_unrolls(config):
+    """And holds what was asked for, with a row that has a future in every env once learning starts."""
+    derived = derive_schedule(config)
+    assert derived.replay_rows % config.unroll_length == 0
+    assert config.max_replay_size <= derived.replay_rows < config.max_replay_size + config.unroll_length
+    assert min(derived.replay_rows, (derived.prefill_steps + 1) * config.unroll_length) >= 3
+    assert derived.replay_rows * config.num_envs < 2**31
+
+
+# The plan.
+
+
+@pytest.mark.parametrize("changes", [{}, {"num_envs": 7, "unroll_length": 9, "batch_size": 10, "num_timesteps": 999}])
+def test_the_plan_counts_the_bytes_of_the_replay(changes):
+    program = make_probe_program(tiny(**changes))
+    config, env = program.config, program.env.env
+    sizes = env.state_dim, env.action_size, env.goal_dim
+    memory = utils.memory_plan(config, program.schedule, *sizes)
+    state = jax.eval_shape(functools.partial(train.init, program), jax.random.key(0))
+    assert memory["replay"] == sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state.buffer_state.rows))
+    index = jax.eval_shape(replay_buffer.index_futures, state.buffer_state)
+    assert memory["index"] >= sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(index))
+    learned = jax.tree.leaves((state.agent_state.params, state.agent_state.opt_state))
+    assert memory["rest"] >= sum(leaf.size * leaf.dtype.itemsize for leaf in learned)
+
+
+def test_the_plan_says_what_will_happen():
+    config = Config()
+    text = utils.describe_plan(config, derive_schedule(config), 10, 2, 2)
+    for fragment in (
+        *("reacher: state 10, goal 2, action 2", "10,031,104 in 512 envs", "17 unrolls", "1,998", "597,402 in all"),
+        *("1 update per 15.9 env steps", "49 of 6 or 7", "50 of 128 episodes", "10,044 rows per env"),
+    ):
+        assert fragment in text
+
+
+def test_the_plan_says_when_there_are_fewer_evaluations():
+    config = tiny(num_evals=50)
+    assert "7 of 4 episodes (asked for 50" in utils.describe_plan(config, derive_schedule(config), 2, 2, 2)
+
+
+# Run folders.
+
+
+@pytest.fixture
+def stopped_clock(monkeypatch):
+    monkeypatch.setattr(utils.time, "strftime", lambda form: "20260101-120000")
+
+
+def test_runs_of_one_second_have_their_own_folders(tmp_path, stopped_clock):
+    config = tiny(output_dir=str(tmp_path), exp_name="run", seed=3)
+    made = [utils.make_run_dir(config) for _ in range(3)]
+    name = "run_probe_s3_20260101-120000"
+    assert [path.relative_to(tmp_path / "crl" / "test") for path in made] == [
+        Path(name),
+        Path(f"{name}_2"),
+        Path(f"{name}_3"),
+    ]
+    assert all(path.is_dir() for path in made)
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
+    (tmp_path / "crl").write_text("a file")
+    with pytest.raises(ConfigError, match="--output_dir") as error:
+        utils.make_run_dir(tiny(output_dir=str(tmp_path)))
+    assert "\n" not in str(error.value)
+
+
+def test_a_config_survives_its_record(tmp_path):
+    config = tiny(use_ln=True, eval_env="probe", discounting=0.9)
+    utils.write_record(tmp_path, config, derive_schedule(config), ["cpu"], ["run"])
+    assert utils.read_config(tmp_path) == config
+    record = json.loads((tmp_path / "config.json").read_text())
+    assert record["flags"] == dataclasses.asdict(config)
+    assert record["schedule"]["prefill_steps"] == 2
+    assert record["versions"]["jax"] == jax.__version__
+    assert record["devices"] == ["cpu"]
+
+    record["flags"]["a_flag_of_another_version"] = 1
+    (tmp_path / "config.json").write_text(json.dumps(record))
+    assert utils.read_config(tmp_path) == config
+
+
+@pytest.mark.parametrize("content", [None, "", "{", "[]", "{}", '{"flags": 3}'])
+def test_what_is_no_run_folder_is_said_so(tmp_path, content):
+    if content is not None:
+        (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ConfigError, match="is not a run folder"):
+        utils.read_config(tmp_path)
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "lost" / "file.txt"
+    utils.write_text(path, "first")
+    with pytest.raises(OSError, match="full"), utils.replacing(path) as temporary:
+        temporary.write_text("sec")
+        raise OSError("disk full")
+    assert path.read_text() == "first"
+    assert list(path.parent.iterdir()) == [path]
+
+
+# Loggers.
+
+
+def read_csv(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_csv_columns_grow_and_what_was_not_measured_is_empty(tmp_path):
+    logger = utils.CSVLogger(tmp_path / "metrics.csv")
+    logger.log({"eval/a": 1.0}, 0)
+    logger.log({"eval/a": 2.0, "training/b": 1 / 3}, 100)
+    logger.log({"training/b": 4.0, "training/c": 5e-7}, 200)
+    logger.close()
+    empty = {"training/b": "", "training/c": ""}
+    rows = read_csv(tmp_path / "metrics.csv")
+    assert [list(row) for row in rows] == [["env_steps", "eval/a", "training/b", "training/c"]] * 3
+    assert rows[0] == {"env_steps": "0", "eval/a": "1.0"} | empty
+    assert float(rows[1]["training/b"]) == 1 / 3  # no digit is lost
+    assert rows[2]["eval/a"] == ""
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.csv"]
+
+
+def test_csv_rows_that_could_not_be_written_come_later(tmp_path, capsys):
+    folder = tmp_path / "run"
+    logger = utils.CSVLogger(folder / "metrics.csv")
+    logger.log({"a": 1.0}, 0)
+    folder.rename(tmp_path / "moved")
+    folder.write_text("in the way")
+    logger.log({"a": 2.0}, 1)
+    assert not logger.complete
+    assert "training goes on" in capsys.readouterr().err
+    folder.unlink()
+    logger.log({"a": 3.0}, 2)
+    assert logger.complete
+    assert [row["a"] for row in read_csv(folder / "metrics.csv")] == ["1.0", "2.0", "3.0"]
+
+
+def test_reading_rows_leaves_out_what_a_crash_cut_short(tmp_path):
+    path = tmp_path / "metrics.csv"
+    path.write_text("env_steps,a,b\n0,1.0,\n50,2.0,0.5\n100,3.0,0.7\n150,4")
+    assert utils.read_rows(path, 100) == [
+        {"env_steps": "0", "a": "1.0"},
+        {"env_steps": "50", "a": "2.0", "b": "0.5"},
+        {"env_steps": "100", "a": "3.0", "b": "0.7"},
+    ]
+    assert utils.read_rows(path, 50)[-1]["env_steps"] == "50"
+    assert utils.read_rows(tmp_path / "none.csv", 50) == []
+
+
+def test_piped_progress_is_one_line_an_evaluation(capsys):
+    progress = utils.Progress(10_000)
+    progress.announce("compiling ...")
+    progress.announce("compiling ... 3 s\n")
+    progress.evaluated(0, {"eval/episode_success": 1.25, "eval/episode_success_any": 0.5})
+    progress.update(2000, 100.0)
+    progress.evaluated(5000, {"eval/episode_success": 20.0, "eval/episode_success_any": 1.0, "training/sps": 100.0})
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert lines == [
+        "compiling ... 3 s",
+        "0 / 10,000 env steps near goal 1.2 steps success 0.50",
+        "5,000 / 10,000 env steps 100 env steps/s 0:00:50 left near goal 20.0 steps success 1.00",
+    ]
+
+
+def test_live_progress_redraws_one_line(capsys, monkeypatch):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    progress = utils.Progress(10_000)
+    progress.announce("compiling ...")
+    progress.update(2000, 100.0)
+    out = capsys.readouterr().out
+    assert "\n" not in out
+    assert "2,000 / 10,000" in out
+    assert "0:01:20 left" in out
+
+
+class FakeWandb(types.ModuleType):
+    """The part of wandb that the logger uses; `init` fails as often as `failures` says."""
+
+    def __init__(self, key, failures, folder):
+        super().__init__("wandb")
+        self.api = types.SimpleNamespace(api_key=key)
+        self.util = types.SimpleNamespace(generate_id=lambda: "made_up")
+        self.Settings = lambda **options: options
+        self.failures, self.folder, self.calls, self.logged, self.finished = failures, folder, [], [], 0
+
+    def init(self, **options):
+        self.calls.append(options)
+        if len(self.calls) <= self.failures:
+            raise ConnectionError("no route\nto host")
+        return types.SimpleNamespace(
+            id=options["id"],
+            dir=str(self.folder / "wandb" / "run-1" / "files"),
+            offline=options["mode"] == "offline",
+            log=lambda metrics, step: self.logged.append((metrics, step)),
+            finish=self.finish,
+        )
+
+    def finish(self):
+        self.finished += 1
+
+
+@pytest.fixture
+def fake_wandb(monkeypatch, tmp_path):
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setenv("WANDB_SILENT", "true")
+
+    def install(key=None, failures=0):
+        fake = FakeWandb(key, failures, tmp_path)
+        monkeypatch.setitem(sys.modules, "wandb", fake)
+        return fake
+
+    return install
+
+
+@pytest.mark.parametrize(
+    ("key", "failures", "modes"),
+    [(None, 0, ["offline"]), ("key", 0, ["online"]), ("key", 1, ["online", "offline"])],
+)
+def test_wandb_never_needs_an_account(fake_wandb, tmp_path, capsys, key, failures, modes):
+    fake = fake_wandb(key, failures)
+    config = tiny(project_name="project", group_name="group")
+    logger = utils.WandbLogger(config, tmp_path / "run")
+    logger.log({"a": 1.0}, 7)
+    logger.close()
+    assert [call["mode"] for call in fake.calls] == modes
+    assert fake.logged == [({"a": 1.0}, 7)]
+    assert fake.finished == 1
+    call = fake.calls[-1]
+    assert (call["project"], call["group"], call["name"]) == ("project", "group", "run")
+    assert call["config"] == dataclasses.asdict(config)
+    out, err = capsys.readouterr()
+    assert ("wandb sync" in out) == (modes[-1] == "offline")
+    assert err.count("\n") == failures
+
+
+def test_a_run_without_any_wandb_goes_on(fake_wandb, tmp_path, capsys):
+    fake = fake_wandb("key", failures=9)
+    logger = utils.WandbLogger(tiny(), tmp_path)
+    logger.log({"a": 1.0}, 7)
+    logger.close()
+    assert fake.logged == []
+    assert logger.run_id is None
+    assert "training goes on" in capsys.readouterr().err
+
+
+def test_a_resumed_run_continues_its_wandb_curves(fake_wandb, tmp_path):
+    fake = fake_wandb()
+    assert utils.WandbLogger(tiny(), tmp_path).run_id == "made_up"
+    assert utils.WandbLogger(tiny(), tmp_path, run_id="before").run_id == "before"
+    assert [call["resume"] for call in fake.calls] == ["allow", "allow"]
+
+
+def test_wandb_is_imported_by_its_logger_alone():
+    """A run that does not ask for it does not pay for it."""
+    for module in (utils, training, train, crl):
+        tree = ast.parse(inspect.getsource(module))
+        imported = {
+            alias.name for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom) for alias in node.names
+        }
+        assert "wandb" not in imported
+
+
+def test_everything_a_run_depends_on_has_a_version():
+    assert all(np.char.isnumeric(utils.metadata.version(name)[0]) for name in utils._RECORDED_PACKAGES)
