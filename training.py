@@ -208,7 +208,7 @@ class Recorder:
 
     def _own(self, tree: Any, index: int) -> Any:
         """The part of one seed; only a run of several seeds has a seed axis."""
-        return jax.tree.map(lambda leaf: leaf[index], tree) if len(self.runs) > 1 else tree
+        return jax.tree.map(lambda leaf: leaf[index, ...], tree) if len(self.runs) > 1 else tree
 
     def close(self) -> bool:
         """Closes everything, and whether all that the run must leave is on disk."""

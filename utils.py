@@ -8,6 +8,7 @@ import itertools
 import json
 import math
 import os
+import secrets
 import shlex
 import subprocess
 import sys
@@ -264,10 +265,10 @@ def _check_combinations(config: Config) -> None:
             f"unroll_length {c.unroll_length} = {collected} rows, num_envs * (episode_length - 1) = {drawn} to draw; "
             f"at most {min(collected, drawn)}"
         )
-    if c.num_envs * (c.max_replay_size + c.unroll_length) >= 2**31:
+    if max(c.num_envs, 2) * (c.max_replay_size + c.unroll_length) >= 2**31:
         raise ConfigError(
             f"--num_envs {c.num_envs} * --max_replay_size {c.max_replay_size} rows are too many to number with 31 "
-            f"bits: at most --max_replay_size {max(3, 2**31 // c.num_envs - c.unroll_length - 1)}"
+            f"bits: at most --max_replay_size {max(3, 2**31 // max(c.num_envs, 2) - c.unroll_length - 1)}"
         )
     if c.seed + c.num_seeds > 2**31:
         raise ConfigError(f"--seed {c.seed} and the --num_seeds {c.num_seeds} after it pass 2^31: a smaller --seed")
@@ -560,32 +561,42 @@ class WandbLogger:
     run folder and `close` prints the command that uploads it.
 
     Attributes:
-      run_id: what a resumed run passes on, so that its curves continue; None if W&B could not be started at all.
+      run_id: what a resumed run passes on, so that its curves continue.
     """
 
     def __init__(self, config: Config, run_dir: Path, run_id: str | None = None):
+        self.config, self.run_dir, self.run, self.working = config, run_dir, None, True
+        self.run_id = run_id or secrets.token_hex(4)
+        os.environ.setdefault("WANDB_SILENT", "true")
+        os.environ.setdefault("WANDB_INIT_TIMEOUT", "30")
+        os.environ.setdefault("WANDB_FINISH_TIMEOUT", "60")
+        if not survives("W&B", self._start):
+            survives("W&B offline", self._start_offline)
+
+    def _start_offline(self) -> None:
         import wandb
 
-        os.environ.setdefault("WANDB_SILENT", "true")
-        self.run, self.working, self.folder = None, True, run_dir / "wandb"
-        options = {
-            "project": config.project_name,
-            "group": config.group_name,
-            "name": run_dir.name,
-            "config": dataclasses.asdict(config),
-            "dir": str(run_dir),
-            "id": run_id or wandb.util.generate_id(),
-            "resume": "allow",
-        }
+        wandb.teardown()  # its service would refuse the id that it failed to start
+        os.environ["WANDB_MODE"] = "offline"  # for the seeds to come as well
+        self._start()
 
-        def start(mode: str) -> None:
-            settings = wandb.Settings(init_timeout=30, finish_timeout=60, finish_timeout_raises=True)
-            self.run = wandb.init(**options, mode=mode, settings=settings)
-            self.folder = Path(self.run.dir).parent
+    def _start(self) -> None:
+        import wandb
 
-        mode = os.environ.get("WANDB_MODE", "online" if wandb.api.api_key else "offline")
-        _ = survives(f"W&B ({mode})", lambda: start(mode)) or survives("W&B (offline)", lambda: start("offline"))
-        self.run_id = self.run and self.run.id
+        mode = os.environ.get("WANDB_MODE") or ("online" if wandb.login(prompt=False) else "offline")
+        self.run = wandb.init(
+            project=self.config.project_name,
+            group=self.config.group_name,
+            name=self.run_dir.name,
+            config=dataclasses.asdict(self.config),
+            dir=str(self.run_dir),
+            id=self.run_id,
+            resume="allow",
+            mode=mode,
+            reinit="create_new",  # seeds trained together are runs of their own
+            settings=wandb.Settings(finish_timeout_raises=True),
+        )
+        self.folder = Path(self.run.dir).parent
 
     def log(self, metrics: dict[str, float], step: int) -> None:
         if self.run and self.working:

@@ -61,8 +61,8 @@ def load_params(path: Path, example: crl.AgentState) -> crl.AgentState:
       ConfigError: the file is missing, damaged, or of other shapes.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            stored = dict(file)
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+            stored = dict(arrays)
     except Exception as error:  # numpy raises half a dozen kinds for a damaged archive
         raise ConfigError(f"{path} holds no readable parameters ({type(error).__name__}: {error})") from None
     expected = _named_leaves(_learned(example))
@@ -70,7 +70,8 @@ def load_params(path: Path, example: crl.AgentState) -> crl.AgentState:
         if name not in stored or stored[name].shape != leaf.shape:
             found = stored[name].shape if name in stored else "nothing"
             raise ConfigError(f"{path}: {name} should have shape {leaf.shape}, found {found}")
-    learned = jax.tree.unflatten(jax.tree.structure(_learned(example)), [stored[name] for name in expected])
+    leaves = [jnp.asarray(stored[name], leaf.dtype) for name, leaf in expected.items()]
+    learned = jax.tree.unflatten(jax.tree.structure(_learned(example)), leaves)
     return example.replace(**learned)
 
 

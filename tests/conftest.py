@@ -32,8 +32,8 @@ class ProbeEnv(GoalEnv):
     """A point in the unit square: an action moves it by 0.1 * action, a goal is another point of the square.
 
     State: x, y. With `lives` (low, high) an episode ends early after that many steps, drawn at its start; the point's
-    position is NaN from then on. With `tagged` the state also holds what the episode was drawn with: start x, y and
-    goal x, y. `traces` counts how often JAX has traced `step`.
+    position is NaN from then on. Without `ends` it does not end there: its physics blows up. With `tagged` the state
+    also holds what the episode was drawn with: start x, y and goal x, y. `traces` counts how often JAX traced `step`.
     """
 
     action_size = 2
@@ -48,6 +48,7 @@ class ProbeEnv(GoalEnv):
         backend: str | None = None,
         use_dense_reward: bool = False,
         lives: tuple[int, int] | None = None,
+        ends: bool = True,
         tagged: bool = False,
     ):
         self.backend = backend or self.default_backend
@@ -55,6 +56,7 @@ class ProbeEnv(GoalEnv):
             raise ValueError(unknown("backend", self.backend, self.physics, f" of {type(self).__name__}"))
         self.use_dense_reward = use_dense_reward
         self.lives = lives
+        self.ends = ends
         self.tagged = tagged
         self.state_dim = 6 if tagged else 2
         self._physics = self.physics[self.backend]
@@ -95,7 +97,7 @@ class ProbeEnv(GoalEnv):
         return -dist
 
     def terminated(self, pipeline_state):
-        return pipeline_state["life"] <= 0
+        return (pipeline_state["life"] <= 0) & self.ends
 
     def step(self, env_state: EnvState, action: jax.Array) -> EnvState:
         ProbeEnv.traces += 1

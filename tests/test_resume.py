@@ -116,9 +116,7 @@ def test_without_replay_a_resumed_run_refills_it_and_says_so(monkeypatch, tmp_pa
     config = tiny(output_dir=str(tmp_path), checkpoint_replay=False)
     interrupt(monkeypatch, config, 3)
     (run_dir,) = run_dirs(tmp_path)
-    sizes = [path.stat().st_size for path in run_dir.rglob("_METADATA")]
     assert "buffer_state" not in next(run_dir.rglob("_METADATA")).read_text()
-    assert len(sizes) == 1
     assert training.main(arguments(config, "--resume")) == 0
     assert "filling it by 40 env steps" in capsys.readouterr().out
     assert [row["env_steps"] for row in read_rows(run_dir / "metrics.csv", 10**9)] == ["0", "100", "160"]
@@ -130,7 +128,7 @@ def test_the_newest_checkpoint_and_the_chosen_policies_are_kept(tmp_path):
     (run_dir,) = run_dirs(tmp_path)
     assert [path.name for path in list_checkpoints(run_dir)] == ["000000000160"]
     policies = sorted(path.name for path in (run_dir / "policies").iterdir())
-    assert policies == ["000000000120.npz", "000000000160.npz"] or policies[-1] == "000000000160.npz"
+    assert policies == ["000000000120.npz", "000000000160.npz"]
     last = np.load(run_dir / "params.npz")
     newest = np.load(run_dir / "policies" / "000000000160.npz")
     assert all(np.array_equal(last[name], newest[name]) for name in last)
@@ -208,7 +206,6 @@ def _make_foreign(checkpoint):
         (_flip_a_bit, "is damaged"),
         (_make_newer, "its format is 99"),
         (_make_foreign, "no readable manifest"),
-        (shutil.rmtree, "holds no checkpoint"),
     ],
 )
 @pytest.mark.parametrize("has_one_before", [True, False])
@@ -222,13 +219,10 @@ def test_unusable_checkpoints_are_refused_by_name_and_the_one_before_is_offered(
         shutil.copytree(newest, before)
     damage(newest)
     longer = tiny(output_dir=str(finished), num_timesteps=200)
-    if damage is shutil.rmtree and has_one_before:
-        return
     error = refusal(capsys, *arguments(longer, "--resume", str(run_dir)))
     assert words in error
-    if damage is not shutil.rmtree:
-        assert str(newest) in error
-        assert (f"--resume {before}" if has_one_before else "none before") in error
+    assert str(newest) in error
+    assert (f"--resume {before}" if has_one_before else "none before") in error
 
 
 def test_the_offered_checkpoint_can_be_resumed(finished):
@@ -260,18 +254,16 @@ def test_nothing_is_unpickled(finished, monkeypatch):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_signals_save_and_leave_with_a_status_of_their_own(tmp_path, number):
-    config = tiny(output_dir=str(tmp_path), num_timesteps=10**9, num_evals=1)
+    config = tiny(output_dir=str(tmp_path), num_timesteps=10**9, num_evals=2)
     process = start_process(config)
-    read_until(process, "compiling training and evaluation ... ")
-    while not list(tmp_path.glob("*/*/*/metrics.csv")) and process.poll() is None:
-        process.send_signal(number)
-        break
+    read_until(process, "checkpoint  ")
+    process.send_signal(number)
     output = process.communicate(timeout=60)[0]
     assert process.returncode == training.INTERRUPTED, output
     (run_dir,) = run_dirs(tmp_path)
-    if "leaving at once" not in output:
-        assert f"--resume {run_dir}" in output
-        assert len(list_checkpoints(run_dir)) == 1
+    assert f"--resume {run_dir}" in output
+    (checkpoint,) = list_checkpoints(run_dir)
+    assert int(checkpoint.name) > 0
 
 
 def test_a_signal_before_training_leaves_at_once(tmp_path):

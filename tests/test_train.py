@@ -242,6 +242,20 @@ def test_what_is_stored_is_what_happened():
     assert row.shape == (program.schedule.updates_per_training_step, 8)
 
 
+def test_envs_whose_physics_blows_up_are_restarted_and_counted():
+    """Each episode turns NaN in its fourth step, so 40 steps of 4 envs, 20 for the prefill, hold 40 such moments."""
+    program = counting_program(tiny(num_timesteps=160, num_evals=2), lives=(3, 3), ends=False)
+    reports, last = run_to_end(program)
+    assert [metrics.get("training/env_resets_nonfinite") for _, (metrics,) in reports] == [None, 40]
+    assert last.train_state.env_resets_nonfinite == 0  # it counts since the last evaluation
+    rows = last.train_state.buffer_state.rows
+    assert np.all(np.isfinite(rows.state))
+    assert np.all(last.train_state.env_state.traj_id == 10)
+    for _, (metrics,) in reports:
+        assert all(np.isfinite(value) for value in metrics.values())
+        assert metrics["eval/avg_episode_length"] == 4
+
+
 def test_actions_differ_between_envs_and_steps():
     program = counting_program(tiny(num_envs=8, batch_size=8))
     state = train.init(program, jax.random.key(2))

@@ -1,14 +1,17 @@
 """Flags and their refusals, the schedule, run folders, loggers."""
 
 import ast
+import contextlib
 import csv
 import dataclasses
 import functools
 import inspect
+import io
 import json
 import math
 import re
 import sys
+import tempfile
 import types
 from pathlib import Path
 
@@ -22,12 +25,11 @@ from hypothesis import strategies as st
 
 import training
 import utils
-from envs import ENVS, make_env
+from envs import ENVS
 from envs.base import BACKENDS
-from src import crl, replay_buffer, train
+from src import crl, replay_buffer, run_folder, train
 from src.losses import CONTRASTIVE_LOSSES, ENERGY_FNS
 from src.networks import NETWORKS
-from src.run_folder import seed_configs
 from utils import Config, ConfigError, derive_schedule, parse_config
 
 FIELDS = {field.name: field for field in dataclasses.fields(Config)}
@@ -54,7 +56,7 @@ class OtherProbe(ProbeEnv):
     """A second env of the same sizes."""
 
 
-def run_folder(config, tmp_path):
+def place(config, tmp_path):
     """Where the files of a config go, the time of day left out."""
     made = utils.make_run_dir(dataclasses.replace(config, output_dir=str(tmp_path / config.output_dir)))
     *parents, name = made.relative_to(tmp_path).parts
@@ -76,7 +78,7 @@ def schedule(config, tmp_path):
 
 
 def seeds(config, tmp_path):
-    return [each.seed for each in seed_configs(config)]
+    return [each.seed for each in run_folder.seed_configs(config)]
 
 
 def program_text(part):
@@ -112,12 +114,46 @@ def one_evaluation(program, state):
     return train.evaluation(program, state.agent_state, jax.random.key(0), jnp.zeros((), jnp.int32))
 
 
-# flag -> (another value, what that changes). Flags that only a whole command can show are in test_training_cli.py.
+class LogsToAFile:
+    """In the place of Weights & Biases."""
+
+    run_id = "none"
+
+    def __init__(self, config, run_dir, run_id):
+        self.file = run_dir / "wandb.txt"
+
+    def log(self, metrics, step):
+        self.file.write_text(str(step))
+
+    def close(self):
+        pass
+
+
+def command(config, tmp_path):
+    """All that a training leaves behind and says, without times."""
+    output_dir = Path(tempfile.mkdtemp(dir=tmp_path))
+    said = io.StringIO()
+    with registered(probe=ProbeEnv), pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said):
+        patch.setattr(run_folder, "WandbLogger", LogsToAFile)
+        assert training.main(flags(dataclasses.replace(config, output_dir=str(output_dir)))) == 0
+    files = sorted(str(path.relative_to(folder)) for folder in output_dir.glob("*/*/*") for path in folder.rglob("*"))
+    (*_, rows) = [[], *map(read_csv, output_dir.rglob("metrics.csv"))]
+    stored = [path.read_text() for path in output_dir.rglob("_METADATA")]
+    return {
+        "files": [name for name in files if not name.startswith("checkpoints/")],
+        "rows": [[value for name, value in row.items() if not name.endswith(("sps", "walltime"))] for row in rows],
+        "replay stored": [text.count("buffer_state") for text in stored],
+        "lines": [line.split()[0] for line in said.getvalue().splitlines()],
+        "cache": "compilation cache off" in said.getvalue(),
+    }
+
+
+# flag -> (another value, what that changes).
 EFFECTS = {
-    "exp_name": ("another", run_folder),
-    "group_name": ("another", run_folder),
-    "project_name": ("another", run_folder),
-    "output_dir": ("another", run_folder),
+    "exp_name": ("another", place),
+    "group_name": ("another", place),
+    "project_name": ("another", place),
+    "output_dir": ("another", place),
     "env_name": ("other", environments),
     "eval_env": ("other", environments),
     "backend": ("mjx", environments),
@@ -155,16 +191,23 @@ EFFECTS = {
     "repr_dim": (6, one_update),
     "use_ln": (True, one_update),
     "normalize_observations": (True, one_update),
-}
-SHOWN_BY_COMMANDS = {
-    *("seed", "log_wandb", "compilation_cache", "resume", "checkpoint_every", "checkpoint_replay", "keep_policies"),
-    "dry_run",
+    "seed": (1, command),
+    "log_wandb": (True, command),
+    "compilation_cache": (False, command),
+    "resume": (utils.NEWEST, command),
+    "checkpoint_every": (1e-9, command),
+    "checkpoint_replay": (False, command),
+    "keep_policies": (1, command),
+    "dry_run": (True, command),
 }
 
 
 @functools.cache
 def unchanged(fingerprint, tmp_path):
-    return fingerprint(tiny(), tmp_path)
+    """What the tiny config gives, the same at every call."""
+    once = fingerprint(tiny(), tmp_path)
+    assert fingerprint(tiny(), tmp_path) == once, "the comparison itself is not repeatable"
+    return once
 
 
 @pytest.fixture(scope="module")
@@ -172,13 +215,11 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("runs")
 
 
-@pytest.mark.parametrize("flag", sorted(FIELDS.keys() - SHOWN_BY_COMMANDS))
+@pytest.mark.parametrize("flag", FIELDS)
 def test_every_flag_has_an_effect(flag, folder):
     assert flag in EFFECTS, f"say in EFFECTS what --{flag} changes"
     value, fingerprint = EFFECTS[flag]
-    before = unchanged(fingerprint, folder)
-    assert fingerprint(tiny(), folder) == before, "the comparison itself is not repeatable"
-    assert fingerprint(tiny(**{flag: value}), folder) != before
+    assert fingerprint(tiny(**{flag: value}), folder) != unchanged(fingerprint, folder)
 
 
 # The command line.
@@ -419,11 +460,6 @@ def test_a_backend_the_env_does_not_have_is_refused(capsys, tmp_path):
     assert line.count("\n") == 1
     assert "'positional' of ProbeEnv: choose from mjx, spring" in line
     assert not list(tmp_path.iterdir())
-
-
-def test_make_env_refuses_unknown_names():
-    with pytest.raises(ValueError, match="unknown env 'recher': choose from .*; did you mean 'reacher'?"):
-        make_env("recher")
 
 
 # The schedule.
@@ -697,9 +733,9 @@ class FakeWandb(types.ModuleType):
 
     def __init__(self, key, failures, folder):
         super().__init__("wandb")
-        self.api = types.SimpleNamespace(api_key=key)
-        self.util = types.SimpleNamespace(generate_id=lambda: "made_up")
         self.Settings = lambda **options: options
+        self.login = lambda prompt: bool(key) if not prompt else pytest.fail("a run must not ask for an account")
+        self.teardown = lambda: None
         self.failures, self.folder, self.calls, self.logged, self.finished = failures, folder, [], [], 0
 
     def init(self, **options):
@@ -720,8 +756,9 @@ class FakeWandb(types.ModuleType):
 
 @pytest.fixture
 def fake_wandb(monkeypatch, tmp_path):
-    monkeypatch.delenv("WANDB_MODE", raising=False)
-    monkeypatch.setenv("WANDB_SILENT", "true")
+    for name in ("WANDB_MODE", "WANDB_SILENT", "WANDB_INIT_TIMEOUT", "WANDB_FINISH_TIMEOUT"):
+        monkeypatch.setenv(name, "")  # noted, so that what the logger sets is undone
+        monkeypatch.delenv(name)
 
     def install(key=None, failures=0):
         fake = FakeWandb(key, failures, tmp_path)
@@ -758,15 +795,16 @@ def test_a_run_without_any_wandb_goes_on(fake_wandb, tmp_path, capsys):
     logger.log({"a": 1.0}, 7)
     logger.close()
     assert fake.logged == []
-    assert logger.run_id is None
     assert "training goes on" in capsys.readouterr().err
 
 
 def test_a_resumed_run_continues_its_wandb_curves(fake_wandb, tmp_path):
     fake = fake_wandb()
-    assert utils.WandbLogger(tiny(), tmp_path).run_id == "made_up"
-    assert utils.WandbLogger(tiny(), tmp_path, run_id="before").run_id == "before"
-    assert [call["resume"] for call in fake.calls] == ["allow", "allow"]
+    first, other = utils.WandbLogger(tiny(), tmp_path), utils.WandbLogger(tiny(), tmp_path)
+    assert first.run_id != other.run_id
+    utils.WandbLogger(tiny(), tmp_path, run_id=first.run_id)
+    assert [call["id"] for call in fake.calls] == [first.run_id, other.run_id, first.run_id]
+    assert {call["resume"] for call in fake.calls} == {"allow"}
 
 
 def test_wandb_is_imported_by_its_logger_alone():

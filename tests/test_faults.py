@@ -1,0 +1,351 @@
+"""Faults, each caused for real: what is kept, what is said, how the run ends."""
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import resource
+import shlex
+import shutil
+import signal
+import socketserver
+import subprocess
+import threading
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import wandb
+from conftest import ProbeEnv, make_probe_program, registered, tiny
+from durability import arguments, at_moment, read_until, run_dirs, start_process
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import training
+from envs import ENVS
+from envs.wrappers import VectorEnv
+from scripts import crash_test
+from src.checkpoint import list_checkpoints, read_arrays, read_manifest, write_checkpoint
+from src.losses import CONTRASTIVE_LOSSES, ENERGY_FNS
+from src.networks import NETWORKS
+from src.train import run
+from utils import Config, derive_schedule, describe_plan, parse_config, read_rows
+
+pytestmark = pytest.mark.usefixtures("probe_registered")
+
+
+# The disk.
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 1 MB, mounted for real."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    answer = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(place)], capture_output=True)
+    if answer.returncode:
+        pytest.skip(f"cannot mount a tmpfs: {answer.stderr.decode().strip()}")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    """The run that nothing happened to."""
+    output_dir = tmp_path_factory.mktemp("reference")
+    with registered(probe=ProbeEnv):
+        assert training.main(arguments(tiny(output_dir=str(output_dir)))) == 0
+    return run_dirs(output_dir)[0]
+
+
+def fill(disk):
+    with contextlib.suppress(OSError), (disk / "filler").open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(1024))
+
+
+def test_a_disk_that_is_full_for_a_while_loses_nothing(monkeypatch, small_disk, reference, capsys):
+    at_moment(monkeypatch, 0, lambda recorder: fill(small_disk))
+    at_moment(monkeypatch, 5, lambda recorder: (small_disk / "filler").unlink())
+    assert training.main(arguments(tiny(output_dir=str(small_disk), num_evals=5))) in (0, 1)
+    assert "training goes on (OSError: [Errno 28]" in capsys.readouterr().err
+    (run_dir,) = run_dirs(small_disk)
+    assert len(read_rows(run_dir / "metrics.csv", 10**9)) == 5
+
+
+def test_a_disk_that_stays_full_ends_in_status_1(monkeypatch, small_disk, capsys):
+    at_moment(monkeypatch, 0, lambda recorder: fill(small_disk))
+    assert training.main(arguments(tiny(output_dir=str(small_disk)))) == training.FAILED
+    error = capsys.readouterr().err
+    assert "not everything could be written" in error and "Traceback" not in error
+    (run_dir,) = run_dirs(small_disk)
+    assert [row["env_steps"] for row in read_rows(run_dir / "metrics.csv", 10**9)] == ["0"]
+    assert [path.name for path in list_checkpoints(run_dir)] == ["000000000000"]
+
+
+def test_a_disk_that_turns_read_only_is_survived(monkeypatch, small_disk, reference, capsys):
+    def change(flag):
+        return lambda recorder: subprocess.run(["chattr", "-R", flag, str(small_disk)], check=True)
+
+    if subprocess.run(["chattr", "+i", str(small_disk)], capture_output=True).returncode:
+        pytest.skip("cannot make a folder immutable here")
+    change("-i")(None)
+    at_moment(monkeypatch, 1, change("+i"))
+    at_moment(monkeypatch, 4, change("-i"))
+    status = training.main(arguments(tiny(output_dir=str(small_disk), num_evals=5)))
+    change("-i")(None)
+    assert status == 0
+    assert "training goes on (PermissionError" in capsys.readouterr().err
+    (run_dir,) = run_dirs(small_disk)
+    assert len(read_rows(run_dir / "metrics.csv", 10**9)) == 5
+
+
+def test_a_folder_removed_during_the_run_is_made_again(monkeypatch, tmp_path, reference):
+    at_moment(monkeypatch, 1, lambda recorder: shutil.rmtree(recorder.runs[0].run_dir))
+    assert training.main(arguments(tiny(output_dir=str(tmp_path)))) == 0
+    (run_dir,) = (path.parent for path in tmp_path.glob("*/*/*/metrics.csv"))
+    assert crash_test.timeless_rows(run_dir / "metrics.csv") == crash_test.timeless_rows(reference / "metrics.csv")
+    assert len(list_checkpoints(run_dir)) == 1
+
+
+def test_two_processes_do_not_share_a_run_folder(tmp_path, capsys):
+    config = tiny(output_dir=str(tmp_path), num_timesteps=10**9, num_evals=2)
+    process = start_process(config)
+    read_until(process, "checkpoint  ")
+    try:
+        assert training.main(arguments(config, "--resume")) == training.REFUSED
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and "is being trained by another process" in error
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=60)
+    assert process.returncode == training.INTERRUPTED
+
+
+# Weights & Biases.
+
+
+@pytest.fixture
+def dropping_server():
+    """A server that accepts connections and drops them."""
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), socketserver.BaseRequestHandler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+        thread.join()
+
+
+def test_wandb_out_of_reach_is_survived_offline(tmp_path, dropping_server):
+    environment = os.environ | {"WANDB_BASE_URL": dropping_server, "WANDB_API_KEY": "0" * 40, "WANDB_INIT_TIMEOUT": "5"}
+    environment.pop("WANDB_MODE", None)
+    process = start_process(tiny(output_dir=str(tmp_path), log_wandb=True), env=environment)
+    output = process.communicate(timeout=120)[0]
+    assert process.returncode == 0, output
+    assert "warning: W&B failed, training goes on" in output and "Traceback" not in output
+    assert "wandb sync" in output
+    (data,) = tmp_path.glob("*/*/*/wandb/offline-run-*/*.wandb")
+    assert data.stat().st_size > 1000
+
+
+def test_wandb_that_dies_in_the_middle_is_survived(monkeypatch, tmp_path, capsys):
+    """Its service, a process of its own, is killed."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_FINISH_TIMEOUT", "5")
+
+    def kill_service(recorder):
+        for status in Path("/proc").glob("[0-9]*/stat"):
+            with contextlib.suppress(OSError):
+                pid, name, _, parent = status.read_text().split()[:4]
+                if int(parent) == os.getpid() and "wandb" in name:
+                    os.kill(int(pid), signal.SIGKILL)
+
+    at_moment(monkeypatch, 1, kill_service)
+    assert training.main(arguments(tiny(output_dir=str(tmp_path), log_wandb=True))) == 0
+    with contextlib.suppress(Exception):
+        wandb.teardown()  # or its exit handler would look for the service
+    printed = capsys.readouterr()
+    assert "warning: W&B failed, training goes on" in printed.err
+    assert "wandb sync" in printed.out
+
+
+# Memory.
+
+
+def test_too_little_memory_is_one_line(tmp_path):
+    config = tiny(output_dir=str(tmp_path), num_envs=1, max_replay_size=10**9, batch_size=2)
+    limit = 16 * 2**30
+    process = start_process(config)
+    resource.prlimit(process.pid, resource.RLIMIT_AS, (limit, limit))
+    output = process.communicate(timeout=120)[0]
+    assert process.returncode == training.FAILED, output
+    assert "error: out of memory; lower --max_replay_size" in output and "Traceback" not in output
+
+
+# Numbers.
+
+
+class Exploding(ProbeEnv):
+    """Its physics blows up, for good, once the point is right of x = 0.5; nothing says that the episode has ended."""
+
+    def _move(self, sys, pipeline_state, control):
+        pipeline_state = super()._move(sys, pipeline_state, control)
+        position = pipeline_state["position"]
+        return pipeline_state | {"position": jnp.where(position[0] > 0.5, jnp.nan, position)}
+
+
+def test_an_env_that_blows_up_ends_its_episode_and_counts_nothing():
+    env = VectorEnv(Exploding(), episode_length=8, action_repeat=2)
+    env_state = env.reset(jax.random.key(0), 2)
+    position = jnp.array([[0.35, 0.0], [0.0, 0.0]])
+    env_state = env_state.replace(
+        pipeline_state=env_state.pipeline_state | {"position": position}, state=position, goal=position
+    )
+    env_state = env.step(env_state, jnp.array([[1.0, 0.0], [1.0, 0.0]]))
+    np.testing.assert_array_equal(env.nonfinite(env_state), [True, False])
+    np.testing.assert_array_equal(env_state.done, [1.0, 0.0])
+    np.testing.assert_array_equal(env_state.truncation, [0.0, 0.0])
+    np.testing.assert_array_equal(env_state.reward, [1.0, 1.0])  # of the env step before; goals are 0.2 wide
+    np.testing.assert_allclose(env_state.metrics["x"], [0.45, 0.1 + 0.2], rtol=1e-6)
+
+
+@pytest.mark.parametrize("seeds", [(0,), (0, 1)])
+def test_blown_up_envs_are_counted_and_pollute_nothing(seeds):
+    """The count is that of trajectories that ended before their time, whatever the chunks."""
+    program = make_probe_program(tiny(max_replay_size=200, num_evals=2), Exploding)
+    counts = []
+    for seconds_per_chunk in (1e-9, 1e9):
+        *_, moment = run(program, seeds, lambda text: None, None, seconds_per_chunk)
+        assert all(math.isfinite(value) for metrics in moment.metrics for value in metrics.values())
+        rows = jax.device_get(moment.run_state.train_state.buffer_state.rows)
+        assert np.isfinite(rows.state).all()
+        counts.append([metrics["training/env_resets_nonfinite"] for metrics in moment.metrics])
+    assert counts[0] == counts[1]
+    traj_id = rows.traj_id if len(seeds) > 1 else rows.traj_id[None]
+    for count, ids in zip(counts[0], traj_id, strict=True):
+        ids = ids[:40]  # rows that were filled: 160 env steps in 4 envs
+        running_out = sum(int(np.sum(np.unique(ids[:, env], return_counts=True)[1] == 8)) for env in range(4))
+        assert count > 0
+        assert abs(sum(ids[-1] + 1) - running_out - count) <= 4  # the last trajectory of each env is still running
+
+
+def test_a_run_whose_envs_keep_blowing_up_stops(monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(ENVS, "probe", Exploding)
+    assert training.main(arguments(tiny(output_dir=str(tmp_path)))) == training.FAILED
+    assert "envs blew up in 100 env steps" in capsys.readouterr().err
+    (run_dir,) = run_dirs(tmp_path)
+    failure = json.loads((run_dir / "failure.json").read_text())
+    assert failure["quantity"] == "training/env_resets_nonfinite"
+
+
+def poison(run_dir):
+    """Puts a NaN into the parameters of a run's checkpoint."""
+    (checkpoint,) = list_checkpoints(run_dir)
+    manifest = read_manifest(checkpoint)
+    arrays = read_arrays(checkpoint, manifest)
+    arrays = {name: np.array(array) for name, array in arrays.items()}
+    arrays["train_state/agent_state/params/log_alpha"][()] = np.nan
+    shutil.rmtree(checkpoint)
+    assert write_checkpoint(run_dir, arrays, manifest) == checkpoint
+
+
+def test_numbers_gone_wrong_stop_their_own_seed_only_and_can_be_reproduced(tmp_path, capsys):
+    config = tiny(output_dir=str(tmp_path), num_timesteps=80, num_seeds=2)
+    assert training.main(arguments(config)) == 0
+    healthy, sick = run_dirs(tmp_path)
+    poison(sick)
+    longer = dataclasses.replace(config, num_timesteps=160)
+    capsys.readouterr()
+    assert training.main(arguments(longer, "--resume")) == training.FAILED
+    error = capsys.readouterr().err
+    assert error.startswith("error: seed 1 stopped: training/") and error.count("\n") == 1
+    assert [path.name for path in list_checkpoints(healthy)] == ["000000000160"]
+    assert [path.name for path in list_checkpoints(sick)] == ["000000000080"]
+    assert not (healthy / "failure.json").exists()
+    failure = json.loads((sick / "failure.json").read_text())
+    assert failure["value"] == "nan" and failure["env_steps"][0] == 80
+    words = shlex.split(failure["reproduce"])
+    assert words[:2] == ["python", "training.py"]
+    assert training.main(words[2:]) == training.FAILED
+    assert json.loads((sick / "failure.json").read_text())["quantity"] == failure["quantity"]
+    finished = tiny(output_dir=str(tmp_path), num_timesteps=200, num_seeds=2)
+    capsys.readouterr()
+    assert training.main(arguments(finished, "--resume")) == 0
+    assert "without the 1 seeds" in capsys.readouterr().out
+
+
+# Inputs: random flags are refused in one line, or legal.
+
+_NUMBERS = st.one_of(st.integers(-2, 40), st.sampled_from([10**3, 2**31 - 1, 2**31, 2**53, 10**18, 10**400]))
+_FLOATS = st.one_of(st.floats(), st.sampled_from([0.0, 0.5, 0.99, 1.0, -1.0]))
+_TEXTS = st.text(max_size=12)
+
+
+def _values(field):
+    """Any value of a flag's type, legal or not."""
+    if "name" in field.name or field.name in ("eval_env", "backend", "contrastive_loss_fn", "energy_fn", "network"):
+        return st.one_of(st.just(field.default), _TEXTS)
+    return {bool: st.booleans(), int: _NUMBERS, float: _FLOATS}.get(field.type, _TEXTS).map(
+        lambda value: value if field.name not in ("output_dir", "resume") else field.default
+    )
+
+
+_FIELDS = {field.name: field for field in dataclasses.fields(Config)}
+_CHANGES = st.fixed_dictionaries({}, optional={name: _values(field) for name, field in _FIELDS.items()})
+
+
+@settings(max_examples=1000, deadline=None, suppress_health_check=list(HealthCheck))
+@given(changes=_CHANGES, base=st.sampled_from([Config(), tiny()]))
+def test_random_flags_are_legal_or_refused_in_one_line(changes, base):
+    with registered(probe=ProbeEnv):
+        plan(dataclasses.replace(base, **changes))
+
+
+def plan(config):
+    """Everything between the command line and the first compilation; whether the config is legal."""
+    try:
+        parsed = parse_config([word for word in arguments(config) if word])
+        schedule = derive_schedule(parsed)
+    except ValueError as error:
+        assert "\n" not in str(error) and str(error)
+        return False
+    assert schedule.total_env_steps >= parsed.num_timesteps
+    describe_plan(parsed, schedule, 2, 2, 2)
+    return True
+
+
+_SMALL = {
+    "num_timesteps": st.integers(1, 200),
+    "num_evals": st.integers(1, 3),
+    "num_eval_envs": st.integers(1, 3),
+    "num_envs": st.integers(1, 5),
+    "num_seeds": st.integers(1, 2),
+    "episode_length": st.integers(2, 9),
+    "action_repeat": st.integers(1, 3),
+    "unroll_length": st.integers(1, 6),
+    "batch_size": st.integers(2, 8),
+    "min_replay_size": st.integers(2, 12),
+    "max_replay_size": st.integers(3, 20),
+    "contrastive_loss_fn": st.sampled_from(sorted(CONTRASTIVE_LOSSES)),
+    "energy_fn": st.sampled_from(sorted(ENERGY_FNS)),
+    "network": st.sampled_from(sorted(NETWORKS)),
+    "checkpoint_every": st.sampled_from([0.0, 1e-9]),
+    "keep_policies": st.integers(0, 2),
+    **{
+        name: st.booleans()
+        for name, field in _FIELDS.items()
+        if field.type is bool and name not in ("log_wandb", "dry_run")
+    },
+}
+
+
+@pytest.mark.slow
+@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@given(changes=st.fixed_dictionaries({}, optional=_SMALL))
+def test_legal_flags_train(changes, tmp_path_factory):
+    config = tiny(**changes, output_dir=str(tmp_path_factory.mktemp("runs")))
+    with registered(probe=ProbeEnv):
+        assert training.main(arguments(config)) == (0 if plan(config) else training.REFUSED)
