@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import os
+import re
 import signal
 import sys
 import threading
@@ -34,7 +35,7 @@ def main(args: list[str]) -> int:
         try:
             return train(*prepared) if prepared else 0
         except (MemoryError, jax.errors.JaxRuntimeError) as error:
-            if not isinstance(error, MemoryError) and "RESOURCE_EXHAUSTED" not in str(error):
+            if not isinstance(error, MemoryError) and not re.search("RESOURCE_EXHAUSTED|[Oo]ut of memory", str(error)):
                 raise
             lower = "--max_replay_size, --num_envs, --batch_size, --num_eval_envs or --num_seeds"
             print(f"error: out of memory; lower {lower} ({str(error).splitlines()[0]})", file=sys.stderr)

@@ -3,8 +3,8 @@
     python scripts/benchmark_mazes.py
     python scripts/benchmark_mazes.py --layouts u_maze hardest_maze --num-envs 256 --repeats 5
 
-Env steps per second of random actions, all envs; medians over rounds in which both take turns, so that their ratio can be
-trusted further than the speeds themselves. The speed of the plain ant, which has no walls, is there to compare.
+Env steps per second of random actions, over all envs: medians over rounds in which both take turns, so that their ratio
+can be trusted further than the speeds themselves. The plain ant, which meets no walls, is there to compare.
 """
 
 import argparse
@@ -54,7 +54,7 @@ def main(args: list[str]) -> None:
     parser.add_argument("--layouts", nargs="+", choices=LAYOUTS, default=["u_maze", "big_maze", "hardest_maze"])
     parser.add_argument("--backend", choices=AntMaze.physics, default=AntMaze.default_backend)
     parser.add_argument("--num-envs", type=int, default=256)
-    parser.add_argument("--steps", type=int, default=10, help="control steps per timed call")
+    parser.add_argument("--steps", type=int, default=4, help="control steps per timed call")
     parser.add_argument("--repeats", type=int, default=5, help="rounds that count")
     options = parser.parse_args(args)
     enable_compilation_cache()

@@ -88,12 +88,12 @@ def command(config: CrashConfig, folder: Path) -> list[str]:
 def train_alone(config: CrashConfig, folder: Path) -> tuple[Path, dict[str, float]]:
     """Trains without a kill; returns the run folder and the seconds spent starting and training."""
     started = time.monotonic()
-    process = subprocess.Popen(command(config, folder), stdout=subprocess.PIPE, text=True)
     compiled = started
-    for line in process.stdout:
-        if line.startswith(COMPILED):
-            compiled = time.monotonic()
-    if process.wait():
+    with subprocess.Popen(command(config, folder), stdout=subprocess.PIPE, text=True) as process:
+        for line in process.stdout:
+            if line.startswith(COMPILED):
+                compiled = time.monotonic()
+    if process.returncode:
         raise RuntimeError(f"the training itself failed with status {process.returncode}")
     return run_folder(folder), {"start": compiled - started, "training": time.monotonic() - compiled}
 

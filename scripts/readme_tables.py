@@ -25,7 +25,9 @@ def flag_table() -> str:
     documentation = field_documentation()
     for field in dataclasses.fields(utils.Config):
         default = f"`{field.default}`" if field.default is not None else "none"
-        rows.append(f"| `--{field.name}` | {default} | {documentation[field.name]} |")
+        names = next((arg.metavar for arg in getattr(field.type, "__metadata__", ())), "")
+        names = f" `{names.strip('{}').replace(',', '`, `')}`." if names else ""
+        rows.append(f"| `--{field.name}` | {default} | {documentation[field.name]}{names} |")
     return "\n".join(rows)
 
 

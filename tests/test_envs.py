@@ -12,11 +12,13 @@ import jax.numpy as jnp
 import mujoco
 import numpy as np
 import pytest
+from conftest import ProbeEnv
 
 from envs import ENVS, make_env
 from envs.base import BACKENDS, apply_physics
 from envs.check import QUICK_COMPILE, check_env
 
+SLOW = pytest.mark.slow
 PLAIN = ["reacher", "ant", "cheetah", "pusher_easy", "humanoid"]
 # The environment of brax with the same robot, and the joints of its target that ours lacks.
 BRAX = {
@@ -75,7 +77,7 @@ def test_environment_keeps_the_contract(name):
     assert [f"{check.name}: {check.detail}" for check in checks if not check.passed] == []
 
 
-@pytest.mark.slow
+@SLOW
 @pytest.mark.parametrize(("name", "backend"), [(name, backend) for name in ENVS for backend in BACKENDS], ids="-".join)
 def test_other_backends_keep_the_contract(name, backend):
     env_class = type(built(name))
@@ -105,10 +107,12 @@ def test_wrong_action_size_is_refused():
 
 
 def test_dense_reward_is_returned_when_asked_for():
-    env = make_env("reacher", use_dense_reward=True)
-    env_state = quick_jit(env.reset, jax.random.key(0))
-    after = quick_jit(env.step, env_state, jnp.ones(2))
-    assert float(after.reward) == -float(after.metrics["dist"]) < 0
+    """Its value is tested below; `ProbeEnv` has the base's way to choose and takes no time to compile."""
+    for use_dense_reward in (False, True):
+        env = ProbeEnv(use_dense_reward=use_dense_reward)
+        after = env.step(env.reset(jax.random.key(0)), jnp.ones(2))
+        assert float(after.reward) == float(-after.metrics["dist"] if use_dense_reward else after.metrics["success"])
+    assert make_env("reacher", use_dense_reward=True).use_dense_reward
 
 
 # Physics.
@@ -120,7 +124,11 @@ def brax_twin(name: str, tmp_path, monkeypatch):
     return brax.envs.get_environment(BRAX[name][0], backend=built(name).backend)
 
 
-@pytest.mark.parametrize("name", PLAIN)
+# Where the model is brax's own, test_model_is_the_one_of_brax says as much, and compiles nothing.
+COMPARED = [name if name in ("reacher", "pusher_easy", "ant") else pytest.param(name, marks=SLOW) for name in PLAIN]
+
+
+@pytest.mark.parametrize("name", COMPARED)
 def test_next_joint_positions_are_those_of_brax(name, tmp_path, monkeypatch):
     """From every start of the roll-out: same q, qd and action, same next q and qd."""
     env, twin, step = built(name), brax_twin(name, tmp_path, monkeypatch), transitions(name)
@@ -321,14 +329,20 @@ def test_humanoid_dense_reward_and_metrics():
     dist = np.linalg.norm(step.after.state[:, :3] - step.after.goal, axis=-1)
     np.testing.assert_allclose(step.dense, 5 - dist - control, atol=1e-5)
     np.testing.assert_allclose(step.after.metrics["reward_quadctrl"], -control, rtol=1e-5)
-    # The weighted velocities of all links add up to that of the centre of mass.
-    velocity = step.after.state[:, 157:223].reshape(-1, 11, 6)[:, :, :2].sum(axis=1)
-    moved = np.stack([step.after.metrics["x_velocity"], step.after.metrics["y_velocity"]], axis=1)
-    assert np.corrcoef(velocity.ravel(), moved.ravel())[0, 1] > 0.9
-    np.testing.assert_allclose(step.after.metrics["forward_reward"], 1.25 * moved[:, 0], rtol=1e-5, atol=1e-6)
-    place = [step.after.metrics[key] for key in ("x_position", "y_position", "distance_from_origin")]
-    assert np.all(np.hypot(place[0], place[1]) < 0.1)
-    assert np.all((place[2] > 1.0) & (place[2] < 1.5))
+    # The body alone: a target of 1 kg would move it by up to 0.1 m. The spring engine stretches joints by some mm.
+    centres = np.array([data.subtree_com[0] for data in body_poses("humanoid", step.after.q, step.after.qd)])
+    for key, value in zip(("x_position", "y_position"), centres.T[:2], strict=True):
+        np.testing.assert_allclose(step.after.metrics[key], value, atol=1e-2)
+    distance = np.linalg.norm(centres, axis=-1)
+    np.testing.assert_allclose(step.after.metrics["distance_from_origin"], distance, atol=1e-2)
+    second = ~step.starts
+    for axis in "xy":
+        places = [part.metrics[f"{axis}_position"][second] for part in (step.before, step.after)]
+        speed = (places[1] - places[0]) / 0.015
+        np.testing.assert_allclose(step.after.metrics[f"{axis}_velocity"][second], speed, atol=1e-4)
+    for name in ("forward_reward", "reward_linvel"):
+        np.testing.assert_allclose(step.after.metrics[name], 1.25 * step.after.metrics["x_velocity"], rtol=1e-5)
+    np.testing.assert_array_equal(step.after.metrics["reward_alive"], 5)
 
 
 @pytest.mark.parametrize(("name", "low", "high"), [("ant", 0.2, 1.0), ("humanoid", 1.0, 2.0)])

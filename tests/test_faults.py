@@ -307,7 +307,7 @@ def test_random_flags_are_legal_or_refused_in_one_line(changes, base):
 def plan(config):
     """Everything between the command line and the first compilation; whether the config is legal."""
     try:
-        parsed = parse_config([word for word in arguments(config) if word])
+        parsed = parse_config(arguments(config))
         schedule = derive_schedule(parsed)
     except ValueError as error:
         assert "\n" not in str(error) and str(error)
