@@ -23,8 +23,20 @@ def at_random(obs, key):
     return jax.random.uniform(key, (*obs.shape[:-1], 2), minval=-1.0)
 
 
-def run(policy, key=0, action_repeat=1, num=NUM, length=LENGTH, **options):
-    vector = VectorEnv(ProbeEnv(**options), length, action_repeat)
+class NaNAfterTheEnd(ProbeEnv):
+    """Its state stays finite, but what it reports of an ended episode does not."""
+
+    def _move(self, sys, pipeline_state, control):
+        moved = super()._move(sys, pipeline_state, control)
+        return moved | {"position": jnp.nan_to_num(moved["position"])}
+
+    def step_metrics(self, before, pipeline_state, action):
+        metrics = super().step_metrics(before, pipeline_state, action)
+        return jax.tree.map(lambda value: jnp.where(pipeline_state["life"] < 0, jnp.nan, value), metrics)
+
+
+def run(policy, key=0, action_repeat=1, num=NUM, length=LENGTH, probe=ProbeEnv, **options):
+    vector = VectorEnv(probe(**options), length, action_repeat)
     summary = jax.jit(functools.partial(evaluate, vector, policy, num))(jax.random.key(key))
     return {name: float(value) for name, value in summary.items()}
 
@@ -47,10 +59,10 @@ def numpy_episodes(lives=None):
     return episodes
 
 
-@pytest.mark.parametrize("lives", [None, (2, 20)])
-def test_sums_over_each_episode_and_their_spread(lives):
-    """With `lives` episodes end early and the env reports NaN from then on, which must not leak."""
-    summary, episodes = run(towards_goal, lives=lives), numpy_episodes(lives)
+@pytest.mark.parametrize(("probe", "lives"), [(ProbeEnv, None), (ProbeEnv, (2, 20)), (NaNAfterTheEnd, (2, 20))])
+def test_sums_over_each_episode_and_their_spread(probe, lives):
+    """With `lives` episodes end early. What is NaN from then on, the state or a metric, must not leak."""
+    summary, episodes = run(towards_goal, probe=probe, lives=lives), numpy_episodes(lives)
     expected = {"avg_episode_length": np.mean([episode["length"] for episode in episodes])}
     for name in ("reward", "success", "effort", "x", "dist"):
         values = np.array([episode[name] for episode in episodes])

@@ -301,7 +301,7 @@ def test_repeated_seeds_are_pointed_out(make_run, draw):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--metrics", METRIC], "Unrecognized options: --metrics.*nearest: --metric"),
+        (["--metrics", METRIC], "Unrecognized options: --metrics.*did you mean --metric"),
         (["--x", "hours"], "invalid choice 'hours'"),
         (["--smooth", "few"], "--smooth.*'few'$"),
         (["--smooth", "0"], "--smooth 0 is out of range"),
