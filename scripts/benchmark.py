@@ -157,7 +157,10 @@ def report(program: train.Program, config: BenchmarkConfig, parts: dict, seconds
 
 def table(result: dict) -> str:
     """The figures as Markdown."""
-    rows = [f"| {name} | {value:,.3g} |" for name, value in result.items() if isinstance(value, float)]
+    figures = {name: value for name, value in result.items() if isinstance(value, float)}
+    rows = [
+        f"| {name} | {value:,.0f} |" if value >= 100 else f"| {name} | {value:.3g} |" for name, value in figures.items()
+    ]
     return "\n".join([f"{result['device']}, jax {result['jax']}", "", "| figure | value |", "|---|---:|", *rows])
 
 
