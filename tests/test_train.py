@@ -12,6 +12,7 @@ import pytest
 from conftest import UPDATE_METRICS, ProbeEnv, make_probe_program, registered, tiny
 
 from src import train
+from src.losses import CONTRASTIVE_LOSSES, ENERGY_FNS
 from utils import derive_schedule
 
 CLOCK_METRICS = {"eval/sps", "eval/walltime", "training/sps", "training/walltime"}
@@ -202,6 +203,8 @@ def test_every_update_is_made_and_averaged():
         assert metrics["training/draw"] == pytest.approx(0.5, abs=0.25)
     assert last.train_state.agent_state["updates"] == program.schedule.total_updates == 72
     assert len({metrics["training/draw"] for _, (metrics,) in reports[1:]}) == 2
+    # The policy never changes, so only its own chance tells the evaluations apart.
+    assert len({metrics["eval/episode_dist"] for _, (metrics,) in reports}) == 3
     assert last.train_state.agent_state["observed"] == program.schedule.total_env_steps
 
 
@@ -323,3 +326,26 @@ def test_crl_learns_to_reach_goals():
     untrained, trained = success_rates(LEARNER)
     assert untrained < 0.25
     assert trained > 0.9
+
+
+# Without the entropy term, whose weight suits the logits of InfoNCE with l2 and drowns smaller ones at first.
+ANY_SCALE = {"disable_entropy_actor": True, "logsumexp_penalty": 0.0, "num_timesteps": 150_000}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("energy_fn", ENERGY_FNS)
+def test_every_energy_learns_to_reach_goals(energy_fn):
+    untrained, trained = success_rates(dataclasses.replace(LEARNER, energy_fn=energy_fn, **ANY_SCALE))
+    assert untrained < 0.25
+    assert trained > 0.8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loss", CONTRASTIVE_LOSSES)
+def test_every_contrastive_loss_learns_to_reach_goals(loss):
+    """fb asks for large positive logits, which the negative l2 cannot give."""
+    energy_fn = "dot" if loss == "fb" else "l2"
+    config = dataclasses.replace(LEARNER, contrastive_loss_fn=loss, energy_fn=energy_fn, **ANY_SCALE)
+    untrained, trained = success_rates(config)
+    assert untrained < 0.25
+    assert trained > 0.7
