@@ -57,7 +57,7 @@ def worst(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def assert_same_physics(difference: np.ndarray) -> None:
     """Equal to float32, but for a few ants: where a contact just begins, float noise grows in either model alone too
     (started 2e-7 rad apart, or compiled for another batch, 1 ant in 60 is off by more than 1e-3 after 25 steps)."""
-    assert np.quantile(difference[0], 0.98) < 1e-5
+    assert np.quantile(difference[0], 0.98) < 1e-4
     assert np.median(difference[-1]) < 1e-4
     assert np.mean(difference[-1] < 1e-3) > 0.95
 
