@@ -172,7 +172,7 @@ class Recorder:
             own = {f"training/{name}": value for name, value in self._own(totals, index).items()}
             seed_run.watch(own, moment.env_steps)
         if moment.metrics is None:
-            self.progress.update(moment.env_steps, moment.speed / len(self.runs))
+            self.progress.update(moment.env_steps, moment.speed)
         else:
             self._report(moment)
         if moment.metrics is not None or time.monotonic() - self.saved_at > self.seconds_between:

@@ -166,7 +166,7 @@ def command_line(config: Config) -> str:
         if isinstance(value, bool) and value != field.default:
             words.append(f"--{field.name}" if value else f"--no_{field.name}")
         elif value != field.default:
-            words += [f"--{field.name}", str(value)]
+            words += [f"--{field.name}={value}"] if str(value).startswith("-") else [f"--{field.name}", str(value)]
     return shlex.join(words)
 
 
@@ -220,7 +220,7 @@ _MOST = {"num_timesteps": 2**53, "num_evals": 100_000, "num_seeds": 1000, "n_hid
 def _check_ranges(config: Config) -> None:
     for flag, least in _LEAST.items():
         value = getattr(config, flag)
-        if not least <= value < math.inf or (flag.endswith("_lr") and value == 0):
+        if not least <= value < 3e38 or (flag.endswith("_lr") and value == 0):
             rule = "above 0, e.g. 3e-4" if flag.endswith("_lr") else f"finite and at least {least}"
             raise ConfigError(f"--{flag} {value} is out of range: it must be {rule}")
         most = _MOST.get(flag, 2**31 - 1)
@@ -263,15 +263,20 @@ def _check_combinations(config: Config) -> None:
         raise ConfigError(
             f"--batch_size {c.batch_size} is larger than a training step's data: num_envs {c.num_envs} * "
             f"unroll_length {c.unroll_length} = {collected} rows, num_envs * (episode_length - 1) = {drawn} to draw; "
-            f"at most {min(collected, drawn)}"
+            + (f"at most {min(collected, drawn)}" if min(collected, drawn) > 1 else "raise --num_envs to 2")
         )
+    # The ring's time index counts to twice its length, hence the 2.
     if max(c.num_envs, 2) * (c.max_replay_size + c.unroll_length) >= 2**31:
+        rows = 2**31 // max(c.num_envs, 2) - c.unroll_length - 1
+        fits = f"--max_replay_size {rows}" if rows >= max(c.min_replay_size, c.unroll_length, 3) else ""
         raise ConfigError(
             f"--num_envs {c.num_envs} * --max_replay_size {c.max_replay_size} rows are too many to number with 31 "
-            f"bits: at most --max_replay_size {max(3, 2**31 // max(c.num_envs, 2) - c.unroll_length - 1)}"
+            f"bits: at most {fits or f'--num_envs {(2**31 - 1) // (c.max_replay_size + c.unroll_length)}'}"
         )
     if c.seed + c.num_seeds > 2**31:
-        raise ConfigError(f"--seed {c.seed} and the --num_seeds {c.num_seeds} after it pass 2^31: a smaller --seed")
+        raise ConfigError(
+            f"--seed {c.seed} and the --num_seeds {c.num_seeds} after it pass 2^31: at most {2**31 - c.num_seeds}"
+        )
     schedule = derive_schedule(c)
     if max(schedule.eval_at) >= 2**31 or schedule.updates_per_training_step * c.batch_size >= 2**31:
         raise ConfigError(
@@ -351,8 +356,8 @@ def derive_schedule(config: Config) -> Schedule:
 
 
 def memory_plan(config: Config, schedule: Schedule, state_dim: int, action_size: int, goal_dim: int) -> dict[str, int]:
-    """Estimated device bytes of a run: the replay, its index while sampling, and everything else."""
-    rows = schedule.replay_rows * config.num_envs
+    """Estimated device bytes of a run, all its seeds together: replay, its index while sampling, and all else."""
+    rows = schedule.replay_rows * config.num_envs * config.num_seeds
     layers = [config.h_dim] * config.n_hidden
 
     def weights(inputs: int, outputs: int) -> int:
@@ -367,7 +372,7 @@ def memory_plan(config: Config, schedule: Schedule, state_dim: int, action_size:
     return {
         "replay": 4 * rows * (state_dim + action_size + 1),
         "index": 4 * rows * 3,
-        "rest": 4 * (6 * parameters + 4 * pairs + activations + 2 * unroll),
+        "rest": 4 * config.num_seeds * (6 * parameters + 4 * pairs + activations + 2 * unroll),
     }
 
 

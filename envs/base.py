@@ -86,7 +86,7 @@ class GoalEnv(abc.ABC):
       physics: backend -> Physics; its keys are the backends the environment supports.
 
     Raises:
-      ValueError: a backend that the environment does not support.
+      ValueError: a backend that the environment does not support, or goal indices outside the state.
     """
 
     state_dim: ClassVar[int]
@@ -107,6 +107,10 @@ class GoalEnv(abc.ABC):
         self.model_xml = apply_physics(self.build_xml(), self._physics)
         self.sys = load_system(self.model_xml)
         self._pipeline = importlib.import_module(f"brax.{self.backend}.pipeline")
+        if not set(self.goal_indices) <= set(range(self.state_dim)):
+            raise ValueError(
+                f"{type(self).__name__}: goal_indices {self.goal_indices} must lie in 0 to {self.state_dim - 1}"
+            )
 
     @property
     def goal_dim(self) -> int:

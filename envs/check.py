@@ -247,6 +247,9 @@ def main(args: list[str]) -> int:
     if options.all == bool(options.name):
         print("error: give one environment's name, or --all, or --table", file=sys.stderr)
         return 2
+    if min(options.num_envs, options.num_steps) < 2:
+        print("error: --num_envs and --num_steps are at least 2", file=sys.stderr)
+        return 2
     check = functools.partial(check_env, num_envs=options.num_envs, num_steps=options.num_steps)
     passed = True
     for name in ENVS if options.all else [options.name]:

@@ -23,14 +23,14 @@ class VectorEnv:
         return jax.vmap(self.env.reset)(jax.random.split(key, num_envs))
 
     def step(self, env_state: EnvState, action: jax.Array) -> EnvState:
-        """Applies an (N, action_size) action `action_repeat` times. Ended episodes are not restarted here.
+        """Applies an (N, action_size) action `action_repeat` times, or until the episode ends; restarts nothing.
 
         An env whose physics blew up has ended too, with nothing of that env step counted; `nonfinite` tells which.
         """
 
         def repeat(total: EnvState, _):
             stepped = jax.vmap(self.env.step)(total, action)
-            running = total.done == 0
+            running = (total.done == 0) & (total.steps < self.episode_length)
             blown_up = running & self.nonfinite(stepped)
 
             def add(old, new):  # `where`, not a product: what is left out may be NaN
@@ -40,15 +40,15 @@ class VectorEnv:
                 state=jnp.where(running[:, None], stepped.state, total.state),
                 reward=add(total.reward, stepped.reward),
                 metrics=jax.tree.map(add, total.metrics, stepped.metrics),
-                done=jnp.maximum(total.done, jnp.where(blown_up, 1.0, stepped.done)),
+                done=jnp.where(running, jnp.where(blown_up, 1.0, stepped.done), total.done),
+                steps=total.steps + running,
             ), None
 
         zero = jax.tree.map(jnp.zeros_like, (env_state.reward, env_state.done, env_state.metrics))
         start = env_state.replace(reward=zero[0], done=zero[1], metrics=zero[2])
         stepped, _ = jax.lax.scan(repeat, start, length=self.action_repeat)
-        steps = env_state.steps + self.action_repeat
-        truncation = jnp.where(steps >= self.episode_length, 1.0 - stepped.done, 0.0)
-        return stepped.replace(steps=steps, truncation=truncation, done=stepped.done + truncation)
+        truncation = jnp.where(stepped.steps >= self.episode_length, 1.0 - stepped.done, 0.0)
+        return stepped.replace(truncation=truncation, done=stepped.done + truncation)
 
     def nonfinite(self, env_state: EnvState) -> jax.Array:
         """(N,) whether the state is no longer made of finite numbers."""

@@ -31,7 +31,7 @@ def evaluate(
         values = {"reward": env_state.reward, **env_state.metrics}
         episode = {
             "running": running * (1.0 - env_state.done),
-            "length": episode["length"] + running * env.action_repeat,
+            "length": jnp.where(running > 0, env_state.steps, episode["length"]),
             # `where`, not a product: an ended episode may run into non-finite numbers that must not count.
             "totals": jax.tree.map(lambda t, v: t + jnp.where(running > 0, v, 0.0), episode["totals"], values),
         }

@@ -95,7 +95,12 @@ def _inner_products(x: jax.Array, y: jax.Array) -> jax.Array:
 
 
 def _squared_distances(x: jax.Array, y: jax.Array) -> jax.Array:
-    """(B, B) |x_i - y_j|^2 from one product; rounding can push it below 0, so it is clamped."""
+    """(B, B) |x_i - y_j|^2 from one product; rounding can push it below 0, so it is clamped.
+
+    What rounding costs grows with the norms, so an offset that all representations share is taken off first.
+    """
+    offset = jax.lax.stop_gradient(jnp.mean(y, axis=0))
+    x, y = x - offset, y - offset
     squares = jnp.sum(jnp.square(x), axis=-1)[:, None] + jnp.sum(jnp.square(y), axis=-1)[None, :]
     return jnp.maximum(squares - 2 * _inner_products(x, y), 0.0)
 
@@ -157,7 +162,7 @@ def binary(logits: jax.Array, no_resubs: bool = False) -> jax.Array:
     return jnp.mean(jax.nn.softplus(-sign * logits))
 
 
-def flatnce(logits: jax.Array, no_resubs: bool = True) -> jax.Array:
+def flatnce(logits: jax.Array, no_resubs: bool = False) -> jax.Array:
     """mean_i exp(c_i - stop_gradient(c_i)), c_i = logsumexp_{j != i} (L_ij - L_ii) (https://arxiv.org/abs/2107.01152).
 
     Its value is always 1; only its gradient speaks. The positive is never in the sum.
@@ -167,7 +172,7 @@ def flatnce(logits: jax.Array, no_resubs: bool = True) -> jax.Array:
     return jnp.mean(jnp.exp(c - jax.lax.stop_gradient(c)))
 
 
-def flatnce_backward(logits: jax.Array, no_resubs: bool = True) -> jax.Array:
+def flatnce_backward(logits: jax.Array, no_resubs: bool = False) -> jax.Array:
     """FlatNCE over the columns."""
     return flatnce(logits.T, no_resubs)
 

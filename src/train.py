@@ -304,7 +304,7 @@ class Moment(NamedTuple):
     Attributes:
       run_state: valid until the next moment is asked for; its memory is reused then.
       env_steps: env steps so far, of each seed.
-      speed: env steps per second of the last chunk, over all seeds; None at an evaluation.
+      speed: env steps per second of the last chunk, of each seed; None at an evaluation.
       metrics: one dict a seed at an evaluation, else None.
     """
 
@@ -334,7 +334,7 @@ def run(
     for eval_at in program.schedule.eval_at:
         while run_state.position.training_steps < eval_at:
             steps_left = eval_at - run_state.position.training_steps
-            moment = advance(program, compiled, run_state, steps_left, len(seeds), seconds_per_chunk)
+            moment = advance(program, compiled, run_state, steps_left, seconds_per_chunk)
             yield moment
             run_state = moment.run_state
         if run_state.position.evaluated_at < eval_at == run_state.position.training_steps:
@@ -369,7 +369,6 @@ def advance(
     compiled: Compiled,
     run_state: RunState,
     steps_left: int,
-    num_seeds: int,
     seconds_per_chunk: float,
 ) -> Moment:
     """Runs one chunk of at most `steps_left` training steps, sized by the speed since the last evaluation."""
@@ -395,7 +394,7 @@ def advance(
     return Moment(
         run_state=RunState(train_state, totals, position),
         env_steps=position.training_steps * per_step,
-        speed=num_steps * per_step * num_seeds / seconds,
+        speed=num_steps * per_step / seconds,
         metrics=None,
     )
 
@@ -410,13 +409,13 @@ def evaluate_now(program: Program, compiled: Compiled, run_state: RunState, keys
     seconds = time.monotonic() - started
     eval_seconds = position.eval_seconds + seconds
     metrics = {f"eval/{name}": value for name, value in values.items()}
-    metrics["eval/sps"] = num_seeds * config.num_eval_envs * config.episode_length / seconds
+    metrics["eval/sps"] = config.num_eval_envs * config.episode_length / seconds
     metrics["eval/walltime"] = eval_seconds
     if position.epoch_steps:
         means = {name: total / position.epoch_steps for name, total in jax.device_get(totals).items()}
         means["env_resets_nonfinite"] = jax.device_get(train_state.env_resets_nonfinite)
         means["buffer_current_size"] = config.num_envs * jax.device_get(train_state.buffer_state.size)
-        means["sps"] = num_seeds * position.epoch_steps * per_step / position.epoch_seconds
+        means["sps"] = position.epoch_steps * per_step / position.epoch_seconds
         means["walltime"] = position.train_seconds
         metrics |= {f"training/{name}": value for name, value in means.items()}
     resets = jnp.zeros_like(train_state.env_resets_nonfinite)
