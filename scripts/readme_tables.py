@@ -1,8 +1,9 @@
 """Rewrites the tables of README.md that stand in the code: flags (from `Config`) and environments (from `ENVS`).
 
-    python scripts/readme_tables.py
+    python scripts/readme_tables.py [--check]
 
-A table stands between `<!-- NAME -->` and `<!-- end of NAME -->`.
+With --check it only says, by its exit status, whether they are up to date. A table stands between `<!-- NAME -->` and
+`<!-- end of NAME -->`.
 """
 
 import ast
@@ -57,4 +58,7 @@ def with_tables(readme: str) -> str:
 
 if __name__ == "__main__":
     path = ROOT / "README.md"
-    path.write_text(with_tables(path.read_text()))
+    readme = path.read_text()
+    if "--check" in sys.argv:
+        sys.exit("README.md is behind the code" if with_tables(readme) != readme else 0)
+    path.write_text(with_tables(readme))
