@@ -184,7 +184,8 @@ class Recorder:
         agent_state = jax.device_get(moment.run_state.train_state.agent_state)
         for index, (seed_run, metrics) in enumerate(zip(self.runs, moment.metrics, strict=True)):
             if not seed_run.failure:
-                seed_run.report(metrics, moment.env_steps, self._own(agent_state, index))
+                own = self._own(agent_state, index)
+                seed_run.report(metrics, moment.env_steps, own, moment.env_resets[index])
         healthy = [metrics for metrics, each in zip(moment.metrics, self.runs, strict=True) if not each.failure]
         self.progress.evaluated(moment.env_steps, mean_metrics(healthy or moment.metrics))
 

@@ -233,16 +233,17 @@ class SeedRun:
             if wrong.size and not self.failure:
                 self._fail(name, float(wrong[0]), env_steps, f"{name} is {wrong[0]}")
 
-    def report(self, metrics: dict[str, float], env_steps: int, agent_state: Any) -> None:
-        """Logs an evaluation and saves the parameters."""
+    def report(self, metrics: dict[str, float], env_steps: int, agent_state: Any, env_resets: np.ndarray) -> None:
+        """Logs an evaluation and saves the parameters. `env_resets` (N,) counts how often each env blew up."""
         self.metrics = metrics
         for logger in self.loggers:
             logger.log(metrics, env_steps)
         self.watch(metrics | learned_arrays(agent_state), env_steps)
-        resets, epoch = metrics.get("training/env_resets_nonfinite", 0), env_steps - max(self.evaluated_at, 0)
+        resets, epoch = int(env_resets.sum()), env_steps - max(self.evaluated_at, 0)
         if resets > _MOST_RESETS * epoch and not self.failure:
-            text = f"the physics of {resets:,.0f} envs blew up in {epoch:,} env steps"
-            self._fail("training/env_resets_nonfinite", resets, env_steps, text)
+            worst = int(env_resets.argmax())
+            text = f"physics blew up {resets:,} times in {epoch:,} env steps, most often ({env_resets[worst]:,}) in env"
+            self._fail("training/env_resets_nonfinite", resets, env_steps, f"{text} {worst}")
         self.evaluated_at = env_steps
         if not self.failure:
             self._save_policies(metrics, env_steps, agent_state)

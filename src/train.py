@@ -31,7 +31,7 @@ class TrainState:
       buffer_state: the replay.
       key: the random key of the coming training step.
       training_steps: () training steps done, the prefill's included.
-      env_resets_nonfinite: () envs restarted since the last evaluation because their physics blew up.
+      env_resets_nonfinite: (N,) how often each env was restarted since the last evaluation because its physics blew up.
     """
 
     agent_state: Any
@@ -107,7 +107,7 @@ def init(program: Program, key: jax.Array) -> TrainState:
         buffer_state=empty_replay(program),
         key=key,
         training_steps=jnp.zeros((), jnp.int32),
-        env_resets_nonfinite=jnp.zeros((), jnp.int32),
+        env_resets_nonfinite=jnp.zeros(config.num_envs, jnp.int32),
     )
 
 
@@ -144,7 +144,7 @@ def collect(program: Program, train_state: TrainState) -> TrainState:
         action = program.algorithm.act(train_state.agent_state, env_state.obs, step_key)
         row = replay_buffer.Rows(env_state.state, action, env_state.traj_id)
         env_state = env.step(env_state, action)
-        blown_up = jnp.sum(env.nonfinite(env_state), dtype=jnp.int32)
+        blown_up = env.nonfinite(env_state)
         if pool is None:
             env_state = env.begin(env_state, train_state.first_env_state)
         else:
@@ -159,7 +159,7 @@ def collect(program: Program, train_state: TrainState) -> TrainState:
         buffer_state=replay_buffer.insert(train_state.buffer_state, rows),
         key=key,
         training_steps=train_state.training_steps + 1,
-        env_resets_nonfinite=train_state.env_resets_nonfinite + jnp.sum(blown_up),
+        env_resets_nonfinite=train_state.env_resets_nonfinite + jnp.sum(blown_up, axis=0, dtype=jnp.int32),
     )
 
 
@@ -306,12 +306,14 @@ class Moment(NamedTuple):
       env_steps: env steps so far, of each seed.
       speed: env steps per second of the last chunk, of each seed; None at an evaluation.
       metrics: one dict a seed at an evaluation, else None.
+      env_resets: (K, N) at an evaluation, how often the physics of each env blew up since the one before; else None.
     """
 
     run_state: RunState
     env_steps: int
     speed: float | None
     metrics: list[dict[str, float]] | None
+    env_resets: np.ndarray | None = None
 
 
 def run(
@@ -411,9 +413,10 @@ def evaluate_now(program: Program, compiled: Compiled, run_state: RunState, keys
     metrics = {f"eval/{name}": value for name, value in values.items()}
     metrics["eval/sps"] = config.num_eval_envs * config.episode_length / seconds
     metrics["eval/walltime"] = eval_seconds
+    env_resets = jax.device_get(train_state.env_resets_nonfinite)
     if position.epoch_steps:
         means = {name: total / position.epoch_steps for name, total in jax.device_get(totals).items()}
-        means["env_resets_nonfinite"] = jax.device_get(train_state.env_resets_nonfinite)
+        means["env_resets_nonfinite"] = env_resets.sum(axis=-1)
         means["buffer_current_size"] = config.num_envs * jax.device_get(train_state.buffer_state.size)
         means["sps"] = position.epoch_steps * per_step / position.epoch_seconds
         means["walltime"] = position.train_seconds
@@ -435,4 +438,5 @@ def evaluate_now(program: Program, compiled: Compiled, run_state: RunState, keys
         metrics=[
             {name: float(np.broadcast_to(v, num_seeds)[i]) for name, v in metrics.items()} for i in range(num_seeds)
         ],
+        env_resets=env_resets.reshape(num_seeds, -1),
     )

@@ -250,7 +250,9 @@ def test_envs_whose_physics_blows_up_are_restarted_and_counted():
     program = counting_program(tiny(num_timesteps=160, num_evals=2), lives=(3, 3), ends=False)
     reports, last = run_to_end(program)
     assert [metrics.get("training/env_resets_nonfinite") for _, (metrics,) in reports] == [None, 40]
-    assert last.train_state.env_resets_nonfinite == 0  # it counts since the last evaluation
+    *_, moment = train.run(program, [0], silent)
+    np.testing.assert_array_equal(moment.env_resets, [[10, 10, 10, 10]])
+    assert not np.any(last.train_state.env_resets_nonfinite)  # it counts since the last evaluation
     rows = last.train_state.buffer_state.rows
     assert np.all(np.isfinite(rows.state))
     assert np.all(last.train_state.env_state.traj_id == 10)
