@@ -572,6 +572,7 @@ class WandbLogger:
     def __init__(self, config: Config, run_dir: Path, run_id: str | None = None):
         self.config, self.run_dir, self.run, self.working = config, run_dir, None, True
         self.run_id = run_id or secrets.token_hex(4)
+        os.environ.pop("WANDB_SERVICE", None)  # that of a parent process, which ends when the parent likes
         os.environ.setdefault("WANDB_SILENT", "true")
         os.environ.setdefault("WANDB_INIT_TIMEOUT", "30")
         os.environ.setdefault("WANDB_FINISH_TIMEOUT", "60")
@@ -594,7 +595,7 @@ class WandbLogger:
             group=self.config.group_name,
             name=self.run_dir.name,
             config=dataclasses.asdict(self.config),
-            dir=str(self.run_dir),
+            dir=str(self.run_dir.resolve()),  # its service may have another working directory
             id=self.run_id,
             resume="allow",
             mode=mode,

@@ -19,7 +19,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import wandb
 from conftest import ProbeEnv, make_probe_program, registered, tiny
 from durability import arguments, at_moment, read_until, run_dirs, start_process
 from hypothesis import HealthCheck, given, settings
@@ -152,25 +151,24 @@ def test_wandb_out_of_reach_is_survived_offline(tmp_path, dropping_server):
     assert data.stat().st_size > 1000
 
 
-def test_wandb_that_dies_in_the_middle_is_survived(monkeypatch, tmp_path, capsys):
-    """Its service, a process of its own, is killed."""
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("WANDB_FINISH_TIMEOUT", "5")
+def kill_service(parent: int):
+    """Kills the process of W&B that `parent` has started."""
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            pid, name, _, of = status.read_text().split()[:4]
+            if int(of) == parent and "wandb" in name:
+                os.kill(int(pid), signal.SIGKILL)
 
-    def kill_service(recorder):
-        for status in Path("/proc").glob("[0-9]*/stat"):
-            with contextlib.suppress(OSError):
-                pid, name, _, parent = status.read_text().split()[:4]
-                if int(parent) == os.getpid() and "wandb" in name:
-                    os.kill(int(pid), signal.SIGKILL)
 
-    at_moment(monkeypatch, 1, kill_service)
-    assert training.main(arguments(tiny(output_dir=str(tmp_path), log_wandb=True))) == 0
-    with contextlib.suppress(Exception):
-        wandb.teardown()  # or its exit handler would look for the service
-    printed = capsys.readouterr()
-    assert "warning: W&B failed, training goes on" in printed.err
-    assert "wandb sync" in printed.out
+def test_wandb_that_dies_in_the_middle_is_survived(tmp_path):
+    config = tiny(output_dir=str(tmp_path), log_wandb=True, num_timesteps=20_000, num_evals=20)
+    process = start_process(config, env=os.environ | {"WANDB_MODE": "offline", "WANDB_FINISH_TIMEOUT": "5"})
+    output = read_until(process, "/ 20,000 env steps")
+    kill_service(process.pid)
+    output += process.communicate(timeout=120)[0]
+    assert process.returncode == 0, output
+    assert "warning: W&B failed, training goes on" in output
+    assert "wandb sync" in output
 
 
 # Memory.

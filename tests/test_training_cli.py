@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import wandb
 from conftest import UPDATE_METRICS, ProbeEnv, flags, registered, tiny
 
 import training
@@ -165,10 +166,22 @@ def test_help_explains_every_flag(capsys):
         assert choices in text
 
 
+@pytest.fixture
+def live_service(tmp_path, monkeypatch):
+    """The address of a W&B service that this process has started, in its own working directory."""
+    monkeypatch.setenv("WANDB_SERVICE", "")  # noted, so that what W&B writes there is undone
+    monkeypatch.delenv("WANDB_SERVICE")
+    wandb.setup().ensure_service()
+    yield os.environ["WANDB_SERVICE"]
+    wandb.teardown()
+
+
 @pytest.mark.slow
-def test_a_run_logs_to_wandb_without_an_account(tmp_path, monkeypatch):
+def test_a_run_logs_to_wandb_without_an_account(tmp_path, monkeypatch, live_service):
+    """A service that a parent process runs, here in another folder, is not for it."""
     for name in ("WANDB_API_KEY", "WANDB_MODE"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("WANDB_SERVICE", live_service)
     monkeypatch.setenv("HOME", str(tmp_path))  # no ~/.netrc
     monkeypatch.setenv("XDG_CACHE_HOME", os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache")))
     process = start(dataclasses.replace(REACHER, log_wandb=True), tmp_path)
