@@ -2,6 +2,7 @@
 
 import functools
 import zipfile
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -163,3 +164,11 @@ def test_a_stochastic_policy_needs_a_key_and_uses_it(load_policy):
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="is not a run folder"):
         checkpoint.load_policy(tmp_path / "nothing")
+
+
+def test_parameters_trained_under_an_older_jax_act_as_they_did_there():
+    """A run folder of JAX 0.10.2, and the actions it chose there; the tests run on every supported version."""
+    policy = checkpoint.load_policy(Path(__file__).parent / "data" / "policy_of_jax_0.10")
+    obs = np.linspace(-1, 1, 39).reshape(3, 13)
+    actions = [[-0.86583865, 0.24069673], [0.05498117, -0.47034395], [0.17060605, -0.52968955]]
+    np.testing.assert_allclose(policy(obs), actions, atol=1e-5)

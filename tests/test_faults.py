@@ -13,6 +13,7 @@ import signal
 import socketserver
 import subprocess
 import threading
+import time
 from pathlib import Path
 
 import jax
@@ -123,6 +124,29 @@ def test_two_processes_do_not_share_a_run_folder(tmp_path, capsys):
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=60)
     assert process.returncode == training.INTERRUPTED
+
+
+# The clock.
+
+
+@pytest.mark.parametrize("jump", [-4e7, 4e7])
+def test_a_clock_that_jumps_changes_nothing(monkeypatch, tmp_path, reference, jump):
+    """By a year and more, either way, as Python tells the time; then a signal, and the run goes on."""
+    config, now, now_ns = tiny(output_dir=str(tmp_path)), time.time, time.time_ns
+
+    def jump_and_leave(recorder):
+        monkeypatch.setattr(time, "time", lambda: now() + jump)
+        monkeypatch.setattr(time, "time_ns", lambda: now_ns() + int(jump * 1e9))
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        at_moment(patch, 3, jump_and_leave)
+        assert training.main(arguments(config)) == training.INTERRUPTED
+    assert training.main(arguments(config, "--resume")) == 0
+    (run_dir,) = run_dirs(tmp_path)
+    assert crash_test.timeless_rows(run_dir / "metrics.csv") == crash_test.timeless_rows(reference / "metrics.csv")
+    seconds = [float(row["training/walltime"]) for row in read_rows(run_dir / "metrics.csv", 10**9)[1:]]
+    assert seconds == sorted(seconds) and seconds[0] > 0 and seconds[-1] < 1000
 
 
 # Weights & Biases.
