@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
 # The comparison of energies; arguments as in experiments.sh.   scripts/energies.sh --env_name ant
-group=energy_experiments
-source "$(dirname "${BASH_SOURCE[0]}")/experiments.sh"
+source "$(dirname "${BASH_SOURCE[0]}")/experiments.sh" energy_experiments "$@"
 
 for energy in l2 l2_no_sqrt l1 dot cos mrn mrn_pot; do
     run "$energy" --energy_fn "$energy"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Shared by the loops over settings (losses.sh, energies.sh, ...), which source it.
+# Shared by the loops over settings (losses.sh, energies.sh, ...), which source it with their group and their arguments.
 #   run EXP_NAME [--flag ...]   trains a run of every seed; one that is finished is skipped, one that was left goes on
 #   figure                      draws the group's curves, and leaves with 1 if a run went wrong
 # The loop's own arguments go to every run, after its flags, and so override them. Paths are relative to the repository
@@ -13,7 +13,8 @@ if [[ -z "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ]]; then
     python=.venv/bin/python
 fi
 
-everywhere=("$@")
+group="$1"
+everywhere=("${@:2}")
 common=(
     --num_timesteps 10000000 --num_evals 50 --batch_size 256 --num_envs 512 --discounting 0.99 --action_repeat 1
     --episode_length 1000 --unroll_length 62 --min_replay_size 1000 --max_replay_size 10000

@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
 # How much the penalty on the logsumexp matters; arguments as in experiments.sh.   scripts/logsumexp.sh --env_name ant
-group=logsumexp_experiments
-source "$(dirname "${BASH_SOURCE[0]}")/experiments.sh"
+source "$(dirname "${BASH_SOURCE[0]}")/experiments.sh" logsumexp_experiments "$@"
 
 for penalty in 0 0.01 0.1 1; do
     run "penalty_$penalty" --logsumexp_penalty "$penalty"

@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
 # Width, depth and LayerNorm; arguments as in experiments.sh.   scripts/networks.sh --env_name ant
-group=network_experiments
-source "$(dirname "${BASH_SOURCE[0]}")/experiments.sh"
+source "$(dirname "${BASH_SOURCE[0]}")/experiments.sh" network_experiments "$@"
 
 for width in 256 512 1024; do
     for depth in 2 3 4; do
