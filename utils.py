@@ -1,4 +1,4 @@
-"""What a run is made of: `Config` (the command line), `derive_schedule` (all step arithmetic), run folders, loggers."""
+"""What a run is made of: `Config` (the command line), `derive_schedule` (all step arithmetic), run folders, CSV."""
 
 import contextlib
 import csv
@@ -8,7 +8,6 @@ import itertools
 import json
 import math
 import os
-import secrets
 import shlex
 import subprocess
 import sys
@@ -25,6 +24,8 @@ from envs.base import BACKENDS, unknown
 from src.command_line import ConfigError, parse
 from src.losses import CONTRASTIVE_LOSSES, ENERGY_FNS, EXPLORATION_SIGNS
 from src.networks import NETWORKS
+
+WANDB_MODES = ("online", "offline")
 
 
 def _names(registry: Any) -> Any:
@@ -124,6 +125,10 @@ class Config:
     """Standardise states and goals by running moments, in actor and both encoders."""
     log_wandb: bool = False
     """Also log to Weights & Biases; without an account or network, to its offline folder."""
+    wandb_mode: Annotated[str, _names(WANDB_MODES)] = "online"
+    """Whether Weights & Biases is asked at all, or only its offline folder written."""
+    log_tensorboard: bool = False
+    """Also log to TensorBoard's event files, in the run folder."""
     compilation_cache: bool = True
     """Keep compiled programs for the next start."""
     resume: str | None = None
@@ -183,6 +188,7 @@ def check_config(config: Config) -> None:
         "contrastive_loss_fn": ("contrastive loss", CONTRASTIVE_LOSSES),
         "energy_fn": ("energy", ENERGY_FNS),
         "network": ("network", NETWORKS),
+        "wandb_mode": ("W&B mode", WANDB_MODES),
     }
     for flag, (kind, registry) in registries.items():
         name = getattr(config, flag)
@@ -559,61 +565,6 @@ def read_rows(path: Path, last_env_step: int) -> list[dict[str, str]]:
         return []
     rows = [row for row in rows if row.get("env_steps", "").isdigit() and int(row["env_steps"]) <= last_env_step]
     return [{name: text for name, text in row.items() if text} for row in rows]
-
-
-class WandbLogger:
-    """Weights & Biases. Never asks for an account: without a key, or when the service is out of reach, it logs to the
-    run folder and `close` prints the command that uploads it.
-
-    Attributes:
-      run_id: what a resumed run passes on, so that its curves continue.
-    """
-
-    def __init__(self, config: Config, run_dir: Path, run_id: str | None = None):
-        self.config, self.run_dir, self.run, self.working = config, run_dir, None, True
-        self.run_id = run_id or secrets.token_hex(4)
-        os.environ.pop("WANDB_SERVICE", None)  # that of a parent process, which ends when the parent likes
-        os.environ.setdefault("WANDB_SILENT", "true")
-        os.environ.setdefault("WANDB_INIT_TIMEOUT", "30")
-        os.environ.setdefault("WANDB_FINISH_TIMEOUT", "60")
-        if not survives("W&B", self._start):
-            survives("W&B offline", self._start_offline)
-
-    def _start_offline(self) -> None:
-        import wandb
-
-        wandb.teardown()  # its service would refuse the id that it failed to start
-        os.environ["WANDB_MODE"] = "offline"  # for the seeds to come as well
-        self._start()
-
-    def _start(self) -> None:
-        import wandb
-
-        mode = os.environ.get("WANDB_MODE") or ("online" if wandb.login(prompt=False) else "offline")
-        self.run = wandb.init(
-            project=self.config.project_name,
-            group=self.config.group_name,
-            name=self.run_dir.name,
-            config=dataclasses.asdict(self.config),
-            dir=str(self.run_dir.resolve()),  # its service may have another working directory
-            id=self.run_id,
-            resume="allow",
-            mode=mode,
-            reinit="create_new",  # seeds trained together are runs of their own
-            settings=wandb.Settings(finish_timeout_raises=True),
-        )
-        self.folder = Path(self.run.dir).parent
-
-    def log(self, metrics: dict[str, float], step: int) -> None:
-        if self.run and self.working:
-            self.working = survives("W&B", lambda: self.run.log(metrics, step=step))
-
-    def close(self) -> None:
-        if self.run is None:
-            return
-        offline, finished = self.run.offline, survives("W&B", self.run.finish)
-        if offline or not finished or not self.working:
-            print(f"W&B: upload this run with  wandb sync {self.folder}", flush=True)
 
 
 class Progress:

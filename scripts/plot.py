@@ -46,7 +46,7 @@ UNKNOWN_ENV = "unknown environment"
 # How a run is named, measured or kept, not what it is: no setting of its own. Environments get panels instead.
 BOOKKEEPING = frozenset(
     ("exp_name", "group_name", "project_name", "output_dir", "seed", "env_name", "eval_env", "num_evals")
-    + ("num_eval_envs", "log_wandb", "compilation_cache", "dry_run")
+    + ("num_eval_envs", "log_wandb", "wandb_mode", "log_tensorboard", "compilation_cache", "dry_run")
     + ("resume", "checkpoint_every", "checkpoint_replay", "keep_policies")
 )
 

@@ -24,6 +24,7 @@ from src.checkpoint import (
     read_manifest,
     save_params,
 )
+from src.loggers import TensorBoardLogger, WandbLogger
 from src.train import Position, Program, RunState, beginning, empty_replay
 from utils import (
     NEWEST,
@@ -32,7 +33,6 @@ from utils import (
     CSVLogger,
     Logger,
     Schedule,
-    WandbLogger,
     command_line,
     make_run_dir,
     read_config,
@@ -44,8 +44,8 @@ from utils import (
 
 # Flags that change no number of a run, and its length, which may grow.
 _MAY_DIFFER = {
-    *("resume", "dry_run", "output_dir", "log_wandb", "compilation_cache", "checkpoint_every", "checkpoint_replay"),
-    *("keep_policies", "num_evals", "num_timesteps"),
+    *("resume", "dry_run", "output_dir", "log_wandb", "wandb_mode", "log_tensorboard", "compilation_cache"),
+    *("checkpoint_every", "checkpoint_replay", "keep_policies", "num_evals", "num_timesteps"),
 }
 # Blown-up envs per env step beyond which an epoch no longer says anything of the task.
 _MOST_RESETS = 1e-3
@@ -221,6 +221,8 @@ class SeedRun:
         self.csv = CSVLogger(self.run_dir / "metrics.csv", read_rows(self.run_dir / "metrics.csv", self.evaluated_at))
         self.wandb = WandbLogger(self.config, self.run_dir, run_id) if self.config.log_wandb else None
         self.loggers: list[Logger] = [self.csv, *([self.wandb] if self.wandb else [])]
+        if self.config.log_tensorboard:
+            self.loggers.append(TensorBoardLogger(self.run_dir, self.evaluated_at if self.checkpoint else None))
         self.best = max(
             (float(row["eval/episode_success"]) for row in self.csv.rows if "eval/episode_success" in row),
             default=-math.inf,

@@ -135,16 +135,6 @@ def test_the_newest_checkpoint_and_the_chosen_policies_are_kept(tmp_path):
     assert (run_dir / "best_params.npz").exists()
 
 
-def test_wandb_goes_on_under_one_id(monkeypatch, tmp_path):
-    monkeypatch.setenv("WANDB_MODE", "offline")
-    config = tiny(output_dir=str(tmp_path), log_wandb=True)
-    interrupt(monkeypatch, config, 3)
-    assert training.main(arguments(config, "--resume")) == 0
-    (run_dir,) = run_dirs(tmp_path)
-    names = {path.name.rpartition("-")[2] for path in (run_dir / "wandb").glob("offline-run-*")}
-    assert len(names) == 1
-
-
 def test_arrays_survive_the_way_through_the_host():
     tree = {"key": jax.random.key(3), "empty": jnp.zeros((0, 2)), "flag": jnp.array(True), "x": jnp.arange(3.0)}
     arrays = host_arrays(tree)

@@ -27,7 +27,7 @@ import training
 import utils
 from envs import ENVS
 from envs.base import BACKENDS
-from src import crl, replay_buffer, run_folder, train
+from src import crl, loggers, replay_buffer, run_folder, train
 from src.losses import CONTRASTIVE_LOSSES, ENERGY_FNS
 from src.networks import NETWORKS
 from utils import Config, ConfigError, derive_schedule, parse_config
@@ -148,6 +148,22 @@ def command(config, tmp_path):
     }
 
 
+def wandb_mode(config, tmp_path):
+    """How W&B is started where there is an account."""
+    started = types.SimpleNamespace(id="id", dir=str(tmp_path), define_metric=lambda *a, **k: None)
+    modes, fake = [], types.ModuleType("wandb")
+    fake.Settings = types.SimpleNamespace
+    fake.setup = lambda settings: types.SimpleNamespace(
+        settings=types.SimpleNamespace(**{"mode": "online"} | vars(settings))
+    )
+    fake.login = lambda prompt: not prompt
+    fake.init = lambda mode, **options: modes.append(mode) or started
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "wandb", fake)
+        loggers.WandbLogger(config, tmp_path)
+    return modes
+
+
 # flag -> (another value, what that changes).
 EFFECTS = {
     "exp_name": ("another", place),
@@ -193,6 +209,8 @@ EFFECTS = {
     "normalize_observations": (True, one_update),
     "seed": (1, command),
     "log_wandb": (True, command),
+    "wandb_mode": ("offline", wandb_mode),
+    "log_tensorboard": (True, command),
     "compilation_cache": (False, command),
     "resume": (utils.NEWEST, command),
     "checkpoint_every": (1e-9, command),
@@ -728,93 +746,14 @@ def test_live_progress_redraws_one_line(capsys, monkeypatch):
     assert "0:01:20 left" in out
 
 
-class FakeWandb(types.ModuleType):
-    """The part of wandb that the logger uses; `init` fails as often as `failures` says."""
-
-    def __init__(self, key, failures, folder):
-        super().__init__("wandb")
-        self.Settings = lambda **options: options
-        self.login = lambda prompt: bool(key) if not prompt else pytest.fail("a run must not ask for an account")
-        self.teardown = lambda: None
-        self.failures, self.folder, self.calls, self.logged, self.finished = failures, folder, [], [], 0
-
-    def init(self, **options):
-        self.calls.append(options)
-        if len(self.calls) <= self.failures:
-            raise ConnectionError("no route\nto host")
-        return types.SimpleNamespace(
-            id=options["id"],
-            dir=str(self.folder / "wandb" / "run-1" / "files"),
-            offline=options["mode"] == "offline",
-            log=lambda metrics, step: self.logged.append((metrics, step)),
-            finish=self.finish,
-        )
-
-    def finish(self):
-        self.finished += 1
-
-
-@pytest.fixture
-def fake_wandb(monkeypatch, tmp_path):
-    for name in ("WANDB_MODE", "WANDB_SILENT", "WANDB_INIT_TIMEOUT", "WANDB_FINISH_TIMEOUT"):
-        monkeypatch.setenv(name, "")  # noted, so that what the logger sets is undone
-        monkeypatch.delenv(name)
-
-    def install(key=None, failures=0):
-        fake = FakeWandb(key, failures, tmp_path)
-        monkeypatch.setitem(sys.modules, "wandb", fake)
-        return fake
-
-    return install
-
-
-@pytest.mark.parametrize(
-    ("key", "failures", "modes"),
-    [(None, 0, ["offline"]), ("key", 0, ["online"]), ("key", 1, ["online", "offline"])],
-)
-def test_wandb_never_needs_an_account(fake_wandb, tmp_path, capsys, key, failures, modes):
-    fake = fake_wandb(key, failures)
-    config = tiny(project_name="project", group_name="group")
-    logger = utils.WandbLogger(config, tmp_path / "run")
-    logger.log({"a": 1.0}, 7)
-    logger.close()
-    assert [call["mode"] for call in fake.calls] == modes
-    assert fake.logged == [({"a": 1.0}, 7)]
-    assert fake.finished == 1
-    call = fake.calls[-1]
-    assert (call["project"], call["group"], call["name"]) == ("project", "group", "run")
-    assert call["config"] == dataclasses.asdict(config)
-    out, err = capsys.readouterr()
-    assert ("wandb sync" in out) == (modes[-1] == "offline")
-    assert err.count("\n") == failures
-
-
-def test_a_run_without_any_wandb_goes_on(fake_wandb, tmp_path, capsys):
-    fake = fake_wandb("key", failures=9)
-    logger = utils.WandbLogger(tiny(), tmp_path)
-    logger.log({"a": 1.0}, 7)
-    logger.close()
-    assert fake.logged == []
-    assert "training goes on" in capsys.readouterr().err
-
-
-def test_a_resumed_run_continues_its_wandb_curves(fake_wandb, tmp_path):
-    fake = fake_wandb()
-    first, other = utils.WandbLogger(tiny(), tmp_path), utils.WandbLogger(tiny(), tmp_path)
-    assert first.run_id != other.run_id
-    utils.WandbLogger(tiny(), tmp_path, run_id=first.run_id)
-    assert [call["id"] for call in fake.calls] == [first.run_id, other.run_id, first.run_id]
-    assert {call["resume"] for call in fake.calls} == {"allow"}
-
-
 def test_wandb_is_imported_by_its_logger_alone():
     """A run that does not ask for it does not pay for it."""
-    for module in (utils, training, train, crl):
+    for module in (utils, training, train, crl, loggers, run_folder):
         tree = ast.parse(inspect.getsource(module))
         imported = {
             alias.name for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom) for alias in node.names
         }
-        assert "wandb" not in imported
+        assert "wandb" not in imported and "tensorboardX" not in imported
 
 
 def test_everything_a_run_depends_on_has_a_version():

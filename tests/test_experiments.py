@@ -1,0 +1,127 @@
+"""The loops over settings: what they train, that they skip what is finished, and their figure."""
+
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from utils import derive_schedule, parse_config, read_rows
+
+ROOT = Path(__file__).resolve().parents[1]
+SEEDS = ("1", "2", "3", "4", "5")
+
+# In the place of python: keeps its arguments; the runs of one setting go wrong.
+PYTHON = """#!/usr/bin/env bash
+printf '%q ' "$@" >>"$KEPT"
+echo >>"$KEPT"
+[[ "$*" != *"--exp_name $WRONG "* ]] || exit "$STATUS"
+"""
+
+
+@pytest.fixture
+def loop(tmp_path):
+    """loop(name, *arguments) -> (process, the commands that the loop gave)."""
+    (tmp_path / "python").write_text(PYTHON)
+    (tmp_path / "python").chmod(0o755)
+    kept = tmp_path / "kept"
+
+    def start(name, *words, wrong="none", status=1):
+        environment = os.environ | {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "VIRTUAL_ENV": str(tmp_path)}
+        environment |= {"KEPT": str(kept), "WRONG": wrong, "STATUS": str(status)}
+        process = subprocess.run(
+            [ROOT / "scripts" / f"{name}.sh", *words], env=environment, capture_output=True, text=True, timeout=60
+        )
+        return process, [shlex.split(line) for line in kept.read_text().splitlines()]
+
+    return start
+
+
+# Script -> how its settings differ from each other, as the flags that tell them apart.
+LOOPS = {
+    "losses": {("contrastive_loss_fn",): {("binary",), ("infonce",), ("flatnce",), ("fb",), ("dp",)}},
+    "energies": {
+        ("energy_fn",): {(name,) for name in ("l2", "l2_no_sqrt", "l1", "dot", "cos", "mrn", "mrn_pot")},
+    },
+    "logsumexp": {("logsumexp_penalty",): {(0.0,), (0.01,), (0.1,), (1.0,)}},
+    "networks": {
+        ("h_dim", "n_hidden", "use_ln"): {
+            (width, depth, norm) for width in (256, 512, 1024) for depth in (2, 3, 4) for norm in (False, True)
+        }
+    },
+    "utd": {("multiplier_num_sgd_steps", "unroll_length"): {(1, 124), (1, 62), (2, 62), (4, 62)}},
+}
+
+
+@pytest.mark.parametrize("name", LOOPS)
+def test_a_loop_trains_every_setting_with_every_seed_and_draws(loop, name):
+    process, (*trainings, plot) = loop(name, "--env_name", "ant")
+    assert process.returncode == 0, process.stderr
+    configs = []
+    for program, *arguments in trainings:
+        assert program == "training.py"
+        configs.append(parse_config(arguments))
+    ((flags, settings),) = LOOPS[name].items()
+    told_apart = [(config.seed, *(getattr(config, flag) for flag in flags)) for config in configs]
+    assert sorted(told_apart) == sorted((int(seed), *setting) for seed in SEEDS for setting in settings)
+    assert len({config.exp_name for config in configs}) == len(settings)
+    assert {(config.env_name, config.num_timesteps, config.log_wandb, config.resume) for config in configs} == {
+        ("ant", 10_000_000, True, "newest")
+    }
+    (group,) = {config.group_name for config in configs}
+    assert plot[:2] == ["scripts/plot.py", f"runs/crl/{group}"]
+    if name == "utd":
+        schedules = [derive_schedule(config) for config in configs[::5]]
+        ratios = [each.env_steps_per_training_step / each.updates_per_training_step for each in schedules]
+        assert [round(ratio) for ratio in ratios] == [32, 16, 8, 4]
+
+
+def test_the_loop_over_losses_is_the_published_one(loop):
+    _, ((_, *arguments), *_) = loop("losses")
+    published = """
+        --project_name crl --group_name contrastive_loss_experiments --exp_name binary --seed 1
+        --num_timesteps 10000000 --num_evals 50 --batch_size 256 --num_envs 512 --discounting 0.99 --action_repeat 1
+        --episode_length 1000 --unroll_length 62 --min_replay_size 1000 --max_replay_size 10000
+        --contrastive_loss_fn binary --energy_fn l2 --multiplier_num_sgd_steps 1 --log_wandb
+    """
+    assert parse_config(arguments) == parse_config(["--resume", *published.split()])
+
+
+def test_a_run_that_goes_wrong_is_named_at_the_end_and_the_others_are_drawn(loop):
+    process, commands = loop("losses", wrong="flatnce")
+    assert process.returncode == 1
+    assert process.stderr.splitlines() == [f"went wrong: flatnce, seed {seed}" for seed in SEEDS]
+    assert len(commands) == 26
+
+
+@pytest.mark.parametrize("status", [2, 75])
+def test_a_refusal_or_an_interruption_ends_the_loop(loop, status):
+    process, commands = loop("losses", wrong="infonce", status=status)
+    assert process.returncode == status
+    assert len(commands) == 6
+
+
+def test_the_figure_is_drawn_where_the_runs_are(loop):
+    _, commands = loop("utd", "--output_dir", "there", "--group_name=mine")
+    assert commands[-1][1] == "there/crl/mine"
+    assert commands[-1][-1] == "there/crl/mine/utd"
+
+
+@pytest.mark.slow
+def test_a_loop_trains_for_real_and_skips_what_is_finished(tmp_path):
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = os.environ | {"PATH": path, "VIRTUAL_ENV": str(tmp_path), "SEEDS": "1 2"}
+    tiny = "--num_envs 8 --batch_size 16 --episode_length 30 --unroll_length 10 --min_replay_size 20 --no_log_wandb"
+    tiny += " --max_replay_size 100 --num_timesteps 2000 --num_evals 3 --num_eval_envs 4 --h_dim 16 --output_dir"
+    command = [ROOT / "scripts" / "logsumexp.sh", *tiny.split(), str(tmp_path)]
+    group = tmp_path / "crl" / "logsumexp_experiments"
+    for _ in range(2):
+        process = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1200)
+        assert process.returncode == 0, process.stderr
+        runs = [path.parent for path in group.glob("*/config.json")]
+        assert len(runs) == 8
+        assert all(len(read_rows(run_dir / "metrics.csv", 10**9)) == 3 for run_dir in runs)
+    assert process.stdout.count("nothing left to train") == 8
+    assert len(list(group.glob("logsumexp*.png"))) == 2

@@ -1,0 +1,304 @@
+"""Sweeps: the file for W&B's real agent against a stand-in of the service, and the same file without W&B."""
+
+import contextlib
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import optuna
+import pytest
+import yaml
+from wandb_server import WandbServer
+
+from scripts import sweep as sweep_script
+from src.command_line import ConfigError
+from utils import parse_config
+
+ROOT = Path(__file__).resolve().parents[1]
+SWEEP = ROOT / "scripts" / "sweep.py"
+WANDB_PROGRAM = str(Path(sys.executable).with_name("wandb"))
+
+# In the place of training.py: keeps its arguments, leaves a run folder whose score is its --discounting.
+PROGRAM = """
+import json, os, sys, time, signal
+flags = dict(word.removeprefix("--").split("=", 1) for word in sys.argv[1:] if "=" in word)
+folder = os.path.join(flags["output_dir"], flags["group_name"], flags["exp_name"])
+os.makedirs(folder, exist_ok=True)
+with open(os.path.join(folder, "arguments"), "a") as file:
+    print(json.dumps(sys.argv[1:]), file=file)
+print("run folder  " + folder, flush=True)
+if flags.get("use_ln") == "True" and flags.get("fail"):
+    sys.exit("error: out of luck")
+if flags.get("wait"):
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+    time.sleep(60)
+with open(os.path.join(folder, "metrics.csv"), "w") as file:
+    print("env_steps,score", "0,0.0", "9," + flags["discounting"], "10,", sep="\\n", file=file)
+"""
+
+
+@pytest.fixture
+def desk(tmp_path):
+    """desk(method, parameters) -> a function that starts scripts/sweep.py there."""
+    (tmp_path / "program.py").write_text(PROGRAM)
+
+    def prepare(method="random", program="program.py", **parameters):
+        parameters = parameters or {"discounting": {"min": 0.5, "max": 0.9}, "use_ln": {"values": [True, False]}}
+        content = {"program": str(tmp_path / program), "method": method, "parameters": parameters}
+        content["metric"] = {"name": "score", "goal": "maximize"}
+        (tmp_path / "mine.yml").write_text(yaml.safe_dump(content))
+
+        def start(*words):
+            command = [sys.executable, str(SWEEP), "mine.yml", *words]
+            return subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+        return start
+
+    return prepare
+
+
+def finish(process, status=0):
+    output = process.communicate(timeout=100)[0]
+    assert process.returncode == status, output
+    return output
+
+
+def runs(tmp_path):
+    """Run name -> the arguments of each time that it was started."""
+    files = sorted(tmp_path.glob("runs/mine/run*/arguments"))
+    return {path.parent.name: [json.loads(line) for line in path.read_text().splitlines()] for path in files}
+
+
+@contextlib.contextmanager
+def database(place):
+    """Optuna's storage, closed behind."""
+    storage = optuna.storages.RDBStorage(f"sqlite:///{place}")
+    yield storage
+    storage.engine.dispose()
+
+
+def study(tmp_path, act=lambda study: None):
+    """The trials of the study, after `act` on it."""
+    with database(tmp_path / "runs" / "sweeps" / "mine.db") as storage:
+        found = optuna.load_study(study_name="mine", storage=storage)
+        act(found)
+        return found.trials
+
+
+# Without W&B.
+
+
+def test_runs_are_scored_by_their_csv_and_a_finished_sweep_does_nothing(desk, tmp_path):
+    start = desk("bayes")
+    output = finish(start("--runs", "3", "--workers", "2"))
+    assert runs(tmp_path).keys() == {"run0", "run1", "run2"}
+    for trial in study(tmp_path):
+        (arguments,) = runs(tmp_path)[f"run{trial.number}"]
+        assert f"--discounting={trial.params['discounting']}" in arguments
+        assert f"--use_ln={trial.params['use_ln']}" in arguments
+        assert 0.5 <= trial.params["discounting"] <= 0.9
+        assert trial.value == trial.params["discounting"]  # the last row that has a score
+    best = max(study(tmp_path), key=lambda trial: trial.value)
+    assert f"best: run {best.number}, score {best.value:g}" in output
+    before = runs(tmp_path)
+    assert "3 of 3 runs have a score" in finish(start("--runs", "3"))
+    assert runs(tmp_path) == before
+    finish(start("--runs", "4", "--", "--h_dim=8"))
+    assert runs(tmp_path).keys() == {"run0", "run1", "run2", "run3"}
+    assert "--h_dim=8" in runs(tmp_path)["run3"][0]
+
+
+def test_a_grid_is_run_once_and_whole_by_processes_that_share_it(desk, tmp_path):
+    start = desk("grid", discounting={"values": [0.5, 0.6, 0.7]}, use_ln={"values": [True, False]}, h_dim={"value": 8})
+    processes = [start("--workers", "1"), start("--workers", "2")]
+    for process in processes:
+        finish(process)
+    assert all(len(times) == 1 for times in runs(tmp_path).values())
+    searched = ("--discounting", "--use_ln")
+    chosen = [tuple(word for word in times[0] if word.startswith(searched)) for times in runs(tmp_path).values()]
+    assert sorted(chosen) == sorted(
+        (f"--discounting={value}", f"--use_ln={switch}") for value in (0.5, 0.6, 0.7) for switch in (True, False)
+    )
+    assert all("--h_dim=8" in times[0] for times in runs(tmp_path).values())
+
+
+def test_a_failed_run_is_one_line_and_told_to_the_study(desk, tmp_path):
+    start = desk("grid", discounting={"values": [0.5]}, use_ln={"values": [True, False]}, fail={"value": 1})
+    output = finish(start(), status=1)
+    (line,) = [line for line in output.splitlines() if "failed" in line]
+    assert "status 1, error: out of luck" in line
+    states = {trial.params["use_ln"]: trial.state.name for trial in study(tmp_path)}
+    assert states == {True: "FAIL", False: "COMPLETE"}
+
+
+def test_an_interrupted_sweep_goes_on_with_the_run_it_left(desk, tmp_path):
+    start = desk(discounting={"min": 0.5, "max": 0.9}, wait={"values": ["", "yes"]})
+    process = start("--runs", "1", "--", "--wait=yes")
+    wait_for(lambda: runs(tmp_path))
+    process.send_signal(signal.SIGTERM)
+    assert "the same command goes on" in finish(process, status=75)
+    finish(start("--runs", "1", "--", "--wait="))
+    ((name, (first, again)),) = runs(tmp_path).items()
+    assert name == "run0" and first[0] == "--resume"
+    assert first[:-1] == again[:-1]
+    assert [trial.state.name for trial in study(tmp_path)] == ["FAIL", "COMPLETE"]
+
+
+def test_a_run_of_a_process_that_died_is_taken_over(desk, tmp_path):
+    start = desk(discounting={"min": 0.5, "max": 0.9}, wait={"values": ["", "yes"]})
+    process = start("--runs", "1", "--", "--wait=yes")
+    wait_for(lambda: runs(tmp_path))
+    process.kill()
+    process.communicate()  # the training it started goes on without it, until it is told to wait no longer
+    (trial,) = study(tmp_path)
+    assert trial.state.name == "RUNNING"
+    long_ago = time.time() - 2 * sweep_script.DEAD_AFTER_SECONDS
+    study(tmp_path, lambda found: optuna.trial.Trial(found, trial._trial_id).set_user_attr("alive", long_ago))
+    finish(start("--runs", "1", "--", "--wait="))
+    ((_, (first, again)),) = runs(tmp_path).items()
+    assert first[:-1] == again[:-1]
+
+
+def wait_for(condition):
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_the_slurm_script_runs_one_run_a_task(desk, tmp_path):
+    start = desk()
+    assert (
+        finish(start("--runs", "5", "--workers", "2", "--slurm", "--", "--h_dim=8"))
+        == "sbatch runs/sweeps/mine.sbatch\n"
+    )
+    script = tmp_path / "runs" / "sweeps" / "mine.sbatch"
+    assert "#SBATCH --array=0-4%2\n" in script.read_text()
+    assert not runs(tmp_path)
+    subprocess.run(["bash", str(script)], check=True, cwd="/", timeout=100)
+    ((_, (arguments,)),) = runs(tmp_path).items()
+    assert arguments[-1] == "--h_dim=8"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"parameters": None}, "it has no parameters"),
+        ({"method": "guess"}, "method 'guess' is none of bayes, random, grid"),
+        ({"metric": {}}, "metric needs a name"),
+        ({"early_terminate": {"type": "hyperband"}}, "early_terminate only works with W&B"),
+        ({"parameters": {"seed": {"distribution": "beta", "min": 0, "max": 1}}}, "seed needs value"),
+        ({"parameters": {"seed": 3}}, "seed needs value"),
+        ({"method": "grid", "parameters": {"seed": {"min": 0, "max": 1}}}, "a grid needs a list of values of seed"),
+    ],
+)
+def test_sweep_files_that_are_refused(tmp_path, change, said):
+    content = {"method": "random", "metric": {"name": "score"}, "parameters": {"seed": {"value": 1}}} | change
+    (tmp_path / "sweep.yml").write_text(yaml.safe_dump(content))
+    with pytest.raises(ConfigError, match=said) as refusal:
+        sweep_script.read_sweep(tmp_path / "sweep.yml")
+    assert "\n" not in str(refusal.value)
+
+
+def test_studies_that_are_refused(tmp_path):
+    sweep = {"method": "random", "metric": {"name": "score"}, "parameters": {"seed": {"values": [1, 2]}}}
+    with database(tmp_path / "study.db") as storage:
+        sweep_script.open_study("one", storage, sweep, 9)
+        with pytest.raises(ConfigError, match="made from another sweep file"):
+            sweep_script.open_study("one", storage, sweep | {"parameters": {"seed": {"values": [1, 3]}}}, 9)
+    with pytest.raises(ConfigError, match="cannot open the study one in nothing"):
+        sweep_script.open_study("one", "nothing://there", sweep, 9)
+    with pytest.raises(ConfigError, match="cannot open the study one in postgresql"):
+        sweep_script.patiently(lambda: sweep_script.open_study("one", "postgresql+psycopg://127.0.0.1:1/x", sweep, 9))
+
+
+def test_workers_take_gpus_in_turns(monkeypatch):
+    assert sweep_script.devices(0, []) == [None]
+    assert sweep_script.devices(0, ["0", "1"]) == ["0", "1"]
+    assert sweep_script.devices(3, ["4", "7"]) == ["4", "7", "4"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
+    assert sweep_script.visible_gpus() == ["2", "5"]
+
+
+def test_the_published_file_is_legal():
+    """Every value that it can choose is one that training.py takes."""
+    sweep = sweep_script.read_sweep(ROOT / "scripts" / "sweep.yml")
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    for _ in range(30):
+        settings = sweep_script.suggest(study.ask(), sweep["parameters"])
+        config = parse_config([f"--{name}={value}" for name, value in settings.items()])
+        assert config.log_wandb and config.env_name == "ant"
+    for name, spec in sweep["parameters"].items():
+        for value in spec.get("values", []):
+            assert getattr(parse_config([f"--{name}={value}"]), name) == value
+
+
+# With W&B: the real client and its agent.
+
+# In the place of training.py: reads its arguments as that does, and keeps the result.
+READS_FLAGS = f"""
+import dataclasses, json, os, sys
+sys.path.insert(0, {str(ROOT)!r})
+from utils import parse_config
+config = dataclasses.asdict(parse_config(sys.argv[1:]))
+with open(os.environ["WANDB_RUN_ID"] + ".json", "w") as file:
+    json.dump([os.environ["WANDB_SWEEP_ID"], sys.argv[1:], config], file)
+"""
+
+
+def agent(server, cwd, program, assignments, sweep_file):
+    """Makes the sweep and runs its agent to the end; `program` is what it finds as training.py."""
+    (cwd / "scripts").mkdir()
+    (cwd / "scripts" / "sweep.yml").write_text(sweep_file)
+    (cwd / "training.py").write_text(program)
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = server.environment(HOME=str(cwd), PATH=path)
+    for words in (("sweep", "--project", "exemplary_sweep", "./scripts/sweep.yml"), ("agent", "sweep0")):
+        server.assignments = list(assignments)
+        answer = subprocess.run(
+            [WANDB_PROGRAM, *words], cwd=cwd, env=environment, capture_output=True, text=True, timeout=300
+        )
+        assert answer.returncode == 0, answer.stderr
+        environment |= {"WANDB_PROJECT": "exemplary_sweep"}
+    return answer.stderr
+
+
+def test_what_the_agent_hands_out_reaches_the_training(tmp_path):
+    text = (ROOT / "scripts" / "sweep.yml").read_text()
+    constant = {name: spec["value"] for name, spec in yaml.safe_load(text)["parameters"].items() if "value" in spec}
+    chosen = [
+        {"discounting": 0.97, "contrastive_loss_fn": "dpo", "logsumexp_penalty": 0.5, "use_ln": True, "seed": 2},
+        {"discounting": 0.96, "contrastive_loss_fn": "fb", "logsumexp_penalty": 1e-3, "use_ln": False, "seed": 0},
+    ]
+    with WandbServer() as server:
+        agent(server, tmp_path, READS_FLAGS, [constant | each for each in chosen], text)
+        assert yaml.safe_load(server.sweeps["sweep0"])["metric"]["name"] == "eval/episode_success"
+        assert not server.assignments
+    kept = [json.loads((tmp_path / f"sweep0run{left}.json").read_text()) for left in (1, 0)]
+    for settings, (sweep_id, arguments, config) in zip(chosen, kept, strict=True):
+        assert sweep_id == "sweep0"
+        assert f"--use_ln={settings['use_ln']}" in arguments
+        assert {name: config[name] for name in constant | settings} == constant | settings
+
+
+@pytest.mark.slow
+def test_a_sweep_trains_and_logs_into_its_runs(tmp_path):
+    text = (ROOT / "scripts" / "sweep.yml").read_text()
+    tiny = {"env_name": "probe", "num_timesteps": 160, "num_evals": 3, "num_eval_envs": 4, "num_envs": 4, "h_dim": 8}
+    tiny |= {"episode_length": 8, "unroll_length": 5, "batch_size": 6, "min_replay_size": 10, "max_replay_size": 20}
+    program = f"import runpy; runpy.run_path({str(ROOT / 'tests' / 'probe_training.py')!r}, run_name='__main__')"
+    with WandbServer() as server:
+        said = agent(server, tmp_path, program, [tiny | {"log_wandb": True, "use_ln": True, "seed": 1}], text)
+        (run_id,) = server.runs
+        run = server.runs[run_id]
+        assert (run_id, run["sweep"], run["project"]) == ("sweep0run0", "sweep0", "exemplary_sweep"), said
+        assert [row["env_steps"] for row in run["history"]] == [0, 100, 160]
+        assert run["config"]["use_ln"]["value"] is True
+        assert run["exit_code"] == 0
+    with next(tmp_path.rglob("metrics.csv")).open(newline="") as file:
+        assert [row["env_steps"] for row in csv.DictReader(file)] == ["0", "100", "160"]
