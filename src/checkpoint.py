@@ -26,6 +26,7 @@ import numpy as np
 
 from envs import make_env
 from src import crl
+from src.devices import fetch, place
 from utils import ConfigError, read_config, replacing, survives
 
 PARAMS_FILE = "params.npz"
@@ -101,14 +102,15 @@ def load_policy(run_dir: str | Path, deterministic: bool = True) -> Callable[...
 
 
 def host_arrays(tree: Any) -> dict[str, np.ndarray]:
-    """Copies of all leaves by name; random keys as their numbers."""
+    """Copies of all leaves by name; random keys as their numbers. All processes of a run must call it together."""
     leaves = {name: jax.random.key_data(leaf) if _is_key(leaf) else leaf for name, leaf in _named_leaves(tree).items()}
     # A true copy: on the CPU `device_get` may hand out the memory that the next training step overwrites.
-    return {name: np.array(leaf) for name, leaf in leaves.items()}
+    return {name: np.array(fetch(leaf)) for name, leaf in leaves.items()}
 
 
 def device_tree(arrays: dict[str, np.ndarray], example: Any) -> Any:
-    """The tree of `example` (arrays or shapes) with the values of `arrays`; the inverse of `host_arrays`.
+    """The tree of `example` (arrays or shapes) with the values of `arrays`, on the devices that `example` names; the
+    inverse of `host_arrays`.
 
     Raises:
       ValueError: an array is missing or of another shape.
@@ -122,7 +124,7 @@ def device_tree(arrays: dict[str, np.ndarray], example: Any) -> Any:
             raise ValueError(
                 f"{name} should have shape {plain.shape}, found {'nothing' if found is None else found.shape}"
             )
-        value = jnp.array(found, plain.dtype)
+        value = place(np.asarray(found, plain.dtype), leaf.sharding)
         leaves.append(jax.random.wrap_key_data(value) if _is_key(leaf) else value)
     return jax.tree.unflatten(jax.tree.structure(example), leaves)
 
