@@ -427,9 +427,11 @@ def seeds_that_fit(config: Config, sizes: tuple[int, int, int], num_devices: int
     Args:
       sizes: state_dim, action_size and goal_dim of the env.
     """
+    schedule = derive_schedule(config)
     for batches in range(1, config.num_seeds + 1):
         size = -(-config.num_seeds // batches)
-        planned = planned_bytes(dataclasses.replace(config, num_seeds=size), sizes, num_devices)
+        batch = dataclasses.replace(config, num_seeds=size)
+        planned = sum(memory_plan(batch, schedule, *sizes, mesh_shape(size, num_devices)).values())
         if memory is None or planned <= _USABLE * memory:
             return size
     return 1

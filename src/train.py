@@ -359,6 +359,7 @@ def run(
     begin, start_keys, eval_keys = beginning(program, seeds)
     compiled = compile_program(program, len(seeds) > 1, *jax.eval_shape(begin, start_keys), announce)
     run_state = refill(program, compiled, resumed) if resumed else RunState(*begin(start_keys), Position())
+    jax.block_until_ready(run_state[:2])  # processes that run several programs at once would mix up their messages
     for eval_at in program.schedule.eval_at:
         while run_state.position.training_steps < eval_at:
             steps_left = eval_at - run_state.position.training_steps
