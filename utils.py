@@ -398,14 +398,7 @@ def memory_plan(
     groups, share = mesh_shape
     seeds, envs, batch = config.num_seeds / groups, config.num_envs / share, config.batch_size / share
     rows, step = schedule.replay_rows * envs, state_dim + action_size + 1
-    layers = [config.h_dim] * config.n_hidden
-
-    def weights(inputs: int, outputs: int) -> int:
-        sizes = [inputs, *layers, outputs]
-        return sum(fan_in * fan_out + fan_out for fan_in, fan_out in zip(sizes, sizes[1:], strict=False))
-
-    parameters = weights(state_dim + action_size, config.repr_dim) + weights(goal_dim, config.repr_dim)
-    parameters += weights(state_dim + goal_dim, 2 * action_size)
+    parameters = parameter_count(config, state_dim, action_size, goal_dim)
     # What follows was fitted to the memory analysis of compiled programs; the tests compare them. Indexing the ring,
     # drawing from it and learning come one after the other, so that the largest of them counts.
     pairs = schedule.updates_per_training_step * config.batch_size
@@ -418,6 +411,17 @@ def memory_plan(
         "index": round(4 * seeds * index),
         "rest": round(4 * seeds * (peak - index + 3 * parameters + envs * config.unroll_length * step)),
     }
+
+
+def parameter_count(config: Config, state_dim: int, action_size: int, goal_dim: int) -> int:
+    """Parameters of actor and encoders without the few that `use_ln` adds."""
+
+    def weights(inputs: int, outputs: int) -> int:
+        sizes = [inputs, *[config.h_dim] * config.n_hidden, outputs]
+        return sum(fan_in * fan_out + fan_out for fan_in, fan_out in zip(sizes, sizes[1:], strict=False))
+
+    encoders = weights(state_dim + action_size, config.repr_dim) + weights(goal_dim, config.repr_dim)
+    return encoders + weights(state_dim + goal_dim, 2 * action_size)
 
 
 def seeds_that_fit(config: Config, sizes: tuple[int, int, int], num_devices: int, memory: int | None) -> int:
