@@ -131,16 +131,16 @@ def address():
         return f"127.0.0.1:{free.getsockname()[1]}"
 
 
-def start_two(config, count, address, *more):
-    together = ("--coordinator_address", address, "--num_processes", "2", *more)
-    return [on_devices(config, count, *together, "--process_id", str(number)) for number in range(2)]
+def start_two(config, address):
+    together = ("--coordinator_address", address, "--num_processes", "2")
+    return [on_devices(config, 1, *together, "--process_id", str(number)) for number in range(2)]
 
 
 @pytest.mark.parametrize("num_seeds", [1, 2])
 def test_two_processes_give_the_numbers_of_one(tmp_path, address, one_device, num_seeds):
-    """One seed split over both, or a seed in each that two devices share. The first process alone leaves anything."""
+    """One seed split over both, or a seed in each. The first process alone leaves anything."""
     config = dataclasses.replace(DIVISIBLE, num_seeds=num_seeds, output_dir=str(tmp_path))
-    outputs = [finish(process) for process in start_two(config, num_seeds, address)]
+    outputs = [finish(process) for process in start_two(config, address)]
     assert "success rate" in outputs[0] and "run folder" not in outputs[1]
     assert len(run_dirs(tmp_path)) == num_seeds
     assert_close(results(config), one_device(num_seeds))
@@ -149,7 +149,7 @@ def test_two_processes_give_the_numbers_of_one(tmp_path, address, one_device, nu
 def test_a_signal_to_one_of_two_processes_saves_and_ends_both(tmp_path, address, one_device):
     """And both can go on from there."""
     config = dataclasses.replace(DIVISIBLE, num_timesteps=10**9, num_evals=2, output_dir=str(tmp_path))
-    first, second = start_two(config, 1, address)
+    first, second = start_two(config, address)
     read_until(first, "checkpoint  ")
     second.send_signal(signal.SIGTERM)
     assert "another process was interrupted: left at" in finish(first, training.INTERRUPTED)

@@ -83,7 +83,8 @@ def seeds(config, tmp_path):
 
 def batches(config, tmp_path):
     config = dataclasses.replace(config, num_seeds=3)
-    return [batch.num_seeds for batch in training.seed_batches(config)]
+    with registered(probe=ProbeEnv):
+        return [batch.num_seeds for batch in training.seed_batches(config)]
 
 
 def device_count(config, tmp_path):
