@@ -10,15 +10,28 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from envs import make_env
+from src import devices
 from src.checkpoint import PARAMS_FILE, CheckpointWriter, host_arrays
 from src.run_folder import Checkpoint, SeedRun, find_checkpoints, load_run_state, lock, seed_configs
 from src.train import Moment, Program, RunState, make_program, run
-from utils import Progress, command_line, derive_schedule, describe_plan, parse_config
+from utils import (
+    NEWEST,
+    Config,
+    ConfigError,
+    Progress,
+    command_line,
+    derive_schedule,
+    describe_plan,
+    parse_config,
+    seeds_that_fit,
+    smaller_plans,
+)
 
 # Exit statuses besides 0: a run that went wrong, bad input, left by a signal and ready to be resumed.
 FAILED, REFUSED, INTERRUPTED = 1, 2, 75
@@ -26,45 +39,128 @@ FAILED, REFUSED, INTERRUPTED = 1, 2, 75
 
 def main(args: list[str]) -> int:
     """Runs the command line; returns the exit status."""
-    with contextlib.ExitStack() as locks:
+    with contextlib.ExitStack() as quiet:
         try:
-            prepared = prepare(args, locks)
+            config = parse_config(args)
+            devices.join(config)
+            batches = seed_batches(config)
         except ValueError as error:  # ConfigError, and what the environments refuse
             print(f"error: {error}", file=sys.stderr)
             return REFUSED
+        if not devices.is_first_process():
+            quiet.enter_context(contextlib.redirect_stdout(quiet.enter_context(open(os.devnull, "w"))))
         try:
-            return train(*prepared) if prepared else 0
+            return train_batches(batches, config)
         except (MemoryError, jax.errors.JaxRuntimeError) as error:
             if not isinstance(error, MemoryError) and not re.search("RESOURCE_EXHAUSTED|[Oo]ut of memory", str(error)):
                 raise
-            lower = "--max_replay_size, --num_envs, --batch_size, --num_eval_envs or --num_seeds"
-            print(f"error: out of memory; lower {lower} ({str(error).splitlines()[0]})", file=sys.stderr)
+            print(out_of_memory(batches[0], error), file=sys.stderr)
             return FAILED
 
 
-def prepare(args: list[str], locks: contextlib.ExitStack) -> tuple[Program, list[SeedRun], RunState | None] | None:
-    """What `train` takes, or None if there is nothing to train; the run folders are ours until `locks` is closed.
+def seed_batches(config: Config) -> list[Config]:
+    """One config for each group of seeds that are trained together; the groups are trained one after the other.
+
+    Raises:
+      ValueError: an env that cannot be built, or a `--resume RUN_DIR` that could mean one group only.
+    """
+    named = config.resume not in (None, NEWEST)
+    size = config.seed_batch or config.num_seeds
+    if named and size < config.num_seeds:
+        raise ConfigError(
+            f"--resume {config.resume} goes on with the seeds of one --seed_batch: give a bare --resume, which goes on "
+            f"with all, or --num_seeds {size}"
+        )
+    if config.num_seeds > 1 and not config.seed_batch and not named:
+        env = make_env(config.env_name, config.backend)
+        sizes = env.state_dim, env.action_size, env.goal_dim
+        size = seeds_that_fit(config, sizes, devices.count(config), devices.memory_per_device())
+    end = config.seed + config.num_seeds
+    return [
+        dataclasses.replace(config, seed=first, num_seeds=min(size, end - first))
+        for first in range(config.seed, end, size)
+    ]
+
+
+def train_batches(batches: list[Config], whole: Config) -> int:
+    """Trains one batch of seeds after the other; returns the exit status of all."""
+    statuses = []
+    for batch in batches:
+        if len(batches) > 1:
+            print(f"seeds       {batch.seed} to {batch.seed + batch.num_seeds - 1}, of {whole.num_seeds}")
+        statuses.append(train_batch(batch, whole))
+        if statuses[-1] in (REFUSED, INTERRUPTED) or whole.dry_run:
+            return statuses[-1]
+    return max(statuses)
+
+
+def train_batch(config: Config, whole: Config) -> int:
+    """Trains the seeds of `config`, some of those of `whole`, together; returns the exit status."""
+    with contextlib.ExitStack() as locks:
+        task, refused = None, False
+        try:
+            task = prepare(config, locks)
+        except ValueError as error:
+            refused = True
+            print(f"error: {error}", file=sys.stderr)
+        position = task and task.resumed and task.resumed.position
+        here = f"{refused} {task is None} {position} {dataclasses.replace(config, process_id=0)}"
+        if not devices.same_in_all_processes(here):
+            print("error: another process refused, or has another command or another checkpoint", file=sys.stderr)
+            return REFUSED
+        if task is None:
+            return REFUSED if refused else 0
+        # One run folder stands for all seeds that were trained together, a bare --resume for all batches of them.
+        resume = str(task.runs[0].run_dir) if task.runs and config == whole else NEWEST
+        return train(task, command_line(dataclasses.replace(whole, resume=resume)))
+
+
+def out_of_memory(config: Config, error: Exception) -> str:
+    """The line that says what to lower, and by how much."""
+    env = make_env(config.env_name, config.backend)
+    sizes = env.state_dim, env.action_size, env.goal_dim
+    lower = smaller_plans(config, sizes, devices.count(config), devices.memory_per_device())
+    reason = next(iter(str(error).splitlines()), type(error).__name__)
+    return f"error: out of memory; {lower} ({reason})"
+
+
+class Task(NamedTuple):
+    """What `train` trains: the seeds, their folders (of the first process only), and where to go on, if not anew."""
+
+    program: Program
+    seeds: list[int]
+    runs: list[SeedRun]
+    resumed: RunState | None
+
+
+def prepare(config: Config, locks: contextlib.ExitStack) -> Task | None:
+    """What there is to train, if anything; the run folders are ours until `locks` is closed.
 
     Raises:
       ValueError: a request that cannot be carried out.
     """
-    config = parse_config(args)
     schedule = derive_schedule(config)
     checkpoints = find_checkpoints(config) if config.resume else []
     if checkpoints and all(checkpoint.finished(schedule) for checkpoint in checkpoints):
         print(f"nothing left to train: {checkpoints[0].run_dir} is finished; a larger --num_timesteps goes on")
         return None
-    program = make_program(config, schedule)
-    env = program.env.env
-    print(describe_plan(config, schedule, env.state_dim, env.action_size, env.goal_dim), flush=True)
+    left_out = config.num_seeds - len(checkpoints) if checkpoints else 0
+    program = make_program(dataclasses.replace(config, num_seeds=config.num_seeds - left_out), schedule)
+    env, mesh_shape = program.env.env, program.mesh.devices.shape
+    sizes = env.state_dim, env.action_size, env.goal_dim
+    print(describe_plan(program.config, schedule, *sizes, mesh_shape), flush=True)
     if config.dry_run:
         return None
     if config.resume and not checkpoints:
         print(f"resume      no run of these names, env and seed with a checkpoint in {config.output_dir}: a new one")
-    runs = [SeedRun(each.config, each) for each in checkpoints] or [SeedRun(own) for own in seed_configs(config)]
+    if left_out:
+        print(f"resume      without the {left_out} seeds that stopped on their own")
+    starts = [(each.config, each) for each in checkpoints] or [(own, None) for own in seed_configs(config)]
+    runs = [SeedRun(*each) for each in starts] if devices.is_first_process() else []
     for seed_run in runs:
         locks.enter_context(lock(seed_run.run_dir))
-    return program, runs, go_on(program, checkpoints) if checkpoints else None
+    seeds = [own.seed for own, _ in starts]
+    return Task(program, seeds, runs, go_on(program, checkpoints) if checkpoints else None)
 
 
 def go_on(program: Program, checkpoints: list[Checkpoint]) -> RunState:
@@ -76,9 +172,6 @@ def go_on(program: Program, checkpoints: list[Checkpoint]) -> RunState:
     resumed = load_run_state(program, checkpoints)
     steps, per_step = resumed.position.training_steps, program.schedule.env_steps_per_training_step
     print(f"resume      at {steps * per_step:,} env steps, from {checkpoints[0].path}")
-    left_out = program.config.num_seeds - len(checkpoints)
-    if left_out:
-        print(f"resume      without the {left_out} seeds that stopped on their own")
     if not checkpoints[0].manifest["replay"]:
         refilled = min(steps, program.schedule.prefill_steps) * per_step
         print(f"resume      the checkpoint has no replay: filling it by {refilled:,} env steps of the current policy")
@@ -116,24 +209,27 @@ class Interruption:
                 signal.signal(number, handler)
 
 
-def train(program: Program, runs: list[SeedRun], resumed: RunState | None) -> int:
-    """Trains all seeds, logging and saving into their folders; returns the exit status."""
+def train(task: Task, again: str) -> int:
+    """Trains all seeds of the task, logging and saving into their folders; returns the exit status. `again` is the
+    command that goes on if the run is interrupted."""
+    program, seeds, runs, resumed = task
     config, schedule = program.config, program.schedule
     cache = enable_compilation_cache() if config.compilation_cache else "off"
-    devices = [device.device_kind for device in jax.devices()]
+    kinds = [device.device_kind for device in program.mesh.devices.flat]
     progress = Progress(schedule.total_env_steps)
     with Interruption().noticed() as interruption:
-        recorder = Recorder(program, runs, devices, progress)
-        print(f"device      {devices[0]} x {len(devices)}, compilation cache {cache}")
+        recorder = Recorder(program, runs, kinds, progress)
+        print(f"device      {kinds[0]} x {len(kinds)}, compilation cache {cache}")
         print(f"flags       {config}", flush=True)
         started = time.monotonic()
         try:
-            for moment in run(program, [seed_run.config.seed for seed_run in runs], progress.announce, resumed):
+            for moment in run(program, seeds, progress.announce, resumed):
                 interruption.started = True
                 recorder.record(moment)
-                if interruption.requested or all(seed_run.failure for seed_run in runs):
+                interrupted, failed = devices.in_any_process(bool(interruption.requested), recorder.all_failed())
+                if interrupted or failed:
                     break
-            left_early = moment.run_state.position.evaluated_at < schedule.eval_at[-1] and interruption.requested
+            left_early = moment.run_state.position.evaluated_at < schedule.eval_at[-1] and interrupted
             if left_early:
                 recorder.checkpoint(moment)
         finally:
@@ -144,17 +240,21 @@ def train(program: Program, runs: list[SeedRun], resumed: RunState | None) -> in
     if not written:
         print("error: not everything could be written, see the warnings above", file=sys.stderr)
     if left_early:
-        again = command_line(dataclasses.replace(config, resume=str(runs[0].run_dir)))
-        print(f"{left_early}: left at {moment.env_steps:,} env steps; go on with  {again}", flush=True)
+        reason = interruption.requested or "another process was interrupted"
+        print(f"{reason}: left at {moment.env_steps:,} env steps; go on with  {again}", flush=True)
         return INTERRUPTED if written else FAILED
     print(summary(runs, moment.env_steps, time.monotonic() - started), flush=True)
     return 0 if written and not any(seed_run.failure for seed_run in runs) else FAILED
 
 
 class Recorder:
-    """What each moment of a run leaves behind: numbers checked, metrics logged, parameters and checkpoints saved."""
+    """What each moment of a run leaves behind: numbers checked, metrics logged, parameters and checkpoints saved.
 
-    def __init__(self, program: Program, runs: list[SeedRun], devices: list[str], progress: Progress):
+    With several processes each has one, as all take part in reading what is spread over them; only that of the first
+    has `runs` to write to.
+    """
+
+    def __init__(self, program: Program, runs: list[SeedRun], kinds: list[str], progress: Progress):
         """Opens the run folders."""
         self.runs = runs
         self.progress = progress
@@ -163,11 +263,11 @@ class Recorder:
         self.keep_replay = program.config.checkpoint_replay
         self.saved_at, self.saved_position = time.monotonic(), None
         for seed_run in runs:
-            seed_run.open(program, devices, [each.run_dir.name for each in runs], self.writer.wait)
+            seed_run.open(program, kinds, [each.run_dir.name for each in runs], self.writer.wait)
             print(f"run folder  {seed_run.run_dir}", flush=True)
 
     def record(self, moment: Moment) -> None:
-        totals = jax.device_get(moment.run_state.totals)
+        totals = devices.fetch(moment.run_state.totals)
         for index, seed_run in enumerate(self.runs):
             own = {f"training/{name}": value for name, value in self._own(totals, index).items()}
             seed_run.watch(own, moment.env_steps)
@@ -175,19 +275,26 @@ class Recorder:
             self.progress.update(moment.env_steps, moment.speed)
         else:
             self._report(moment)
-        if moment.metrics is not None or time.monotonic() - self.saved_at > self.seconds_between:
+        if moment.metrics is not None or any(devices.in_any_process(self._is_due())):
             self.checkpoint(moment)
         for seed_run in self.runs:
             seed_run.checked_at = moment.env_steps
 
     def _report(self, moment: Moment) -> None:
-        agent_state = jax.device_get(moment.run_state.train_state.agent_state)
-        for index, (seed_run, metrics) in enumerate(zip(self.runs, moment.metrics, strict=True)):
+        agent_state = devices.fetch(moment.run_state.train_state.agent_state)
+        for index, seed_run in enumerate(self.runs):
             if not seed_run.failure:
                 own = self._own(agent_state, index)
-                seed_run.report(metrics, moment.env_steps, own, moment.env_resets[index])
-        healthy = [metrics for metrics, each in zip(moment.metrics, self.runs, strict=True) if not each.failure]
+                seed_run.report(moment.metrics[index], moment.env_steps, own, moment.env_resets[index])
+        healthy = [moment.metrics[index] for index, each in enumerate(self.runs) if not each.failure]
         self.progress.evaluated(moment.env_steps, mean_metrics(healthy or moment.metrics))
+
+    def all_failed(self) -> bool:
+        """Whether no seed is left to train."""
+        return bool(self.runs) and all(seed_run.failure for seed_run in self.runs)
+
+    def _is_due(self) -> bool:
+        return time.monotonic() - self.saved_at > self.seconds_between
 
     def checkpoint(self, moment: Moment) -> None:
         """Starts to write a checkpoint of every healthy seed, if this moment has none yet."""

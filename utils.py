@@ -8,6 +8,7 @@ import itertools
 import json
 import math
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -22,7 +23,7 @@ import tyro
 from envs import ENVS
 from envs.base import BACKENDS, unknown
 from src.command_line import ConfigError, parse
-from src.losses import CONTRASTIVE_LOSSES, ENERGY_FNS, EXPLORATION_SIGNS
+from src.losses import CONTRASTIVE_LOSSES, ENERGY_FNS, EXPLORATION_SIGNS, TABLES_OF_DIFFERENCES
 from src.networks import NETWORKS
 
 WANDB_MODES = ("online", "offline")
@@ -61,6 +62,8 @@ class Config:
     """Where all randomness of the run comes from."""
     num_seeds: int = 1
     """Seeds `seed`, `seed` + 1, ... trained together in one program, each a run of its own with its own folder."""
+    seed_batch: int = 0
+    """Seeds trained together; the others wait for their turn. 0: as many as fit into the memory by the plan."""
     num_timesteps: int = 10_000_000
     """Env steps over all envs, prefill and action repeats included; a run never stops short of it."""
     num_evals: int = 50
@@ -129,6 +132,16 @@ class Config:
     """Whether Weights & Biases is asked at all, or only its offline folder written."""
     log_tensorboard: bool = False
     """Also log to TensorBoard's event files, in the run folder."""
+    num_devices: int = 0
+    """Devices to use, 0 for all: the seeds are spread over them, and the envs and the batch of a seed over what each
+    seed has."""
+    coordinator_address: str | None = None
+    """HOST:PORT of the first of several processes that train one run together, the same for all of them. `auto` finds
+    the processes by the variables of SLURM and other launchers."""
+    num_processes: int = 1
+    """Processes that train together, with `--coordinator_address HOST:PORT`."""
+    process_id: int = 0
+    """Number of this process, from 0. Process 0 logs and saves."""
     compilation_cache: bool = True
     """Keep compiled programs for the next start."""
     resume: str | None = None
@@ -145,6 +158,7 @@ class Config:
 
 
 NEWEST = "newest"  # what a bare --resume stands for
+AUTO = "auto"  # the --coordinator_address that the cluster's own variables stand for
 
 # Command line.
 
@@ -215,7 +229,8 @@ _LEAST = {
     **dict.fromkeys(("multiplier_num_sgd_steps", "h_dim", "n_hidden", "repr_dim"), 1),
     **dict.fromkeys(("batch_size", "episode_length", "min_replay_size"), 2),
     "max_replay_size": 3,
-    **dict.fromkeys(("checkpoint_every", "keep_policies"), 0),
+    **dict.fromkeys(("checkpoint_every", "keep_policies", "num_devices", "process_id", "seed_batch"), 0),
+    "num_processes": 1,
     **dict.fromkeys(("seed", "logsumexp_penalty", "l2_penalty", "policy_lr", "critic_lr", "alpha_lr"), 0),
 }
 
@@ -279,6 +294,18 @@ def _check_combinations(config: Config) -> None:
             f"--num_envs {c.num_envs} * --max_replay_size {c.max_replay_size} rows are too many to number with 31 "
             f"bits: at most {fits or f'--num_envs {(2**31 - 1) // (c.max_replay_size + c.unroll_length)}'}"
         )
+    if c.coordinator_address in (None, AUTO) and (c.num_processes > 1 or c.process_id):
+        raise ConfigError(
+            f"--num_processes {c.num_processes} and --process_id {c.process_id} need --coordinator_address HOST:PORT, "
+            f"not {c.coordinator_address}"
+        )
+    if c.process_id >= c.num_processes:
+        raise ConfigError(
+            f"--process_id {c.process_id} is out of range: with --num_processes {c.num_processes} at most "
+            f"{c.num_processes - 1}"
+        )
+    if c.coordinator_address not in (None, AUTO) and not re.fullmatch(r".+:\d+", c.coordinator_address):
+        raise ConfigError(f"--coordinator_address {c.coordinator_address!r} is neither HOST:PORT nor {AUTO}")
     if c.seed + c.num_seeds > 2**31:
         raise ConfigError(
             f"--seed {c.seed} and the --num_seeds {c.num_seeds} after it pass 2^31: at most {2**31 - c.num_seeds}"
@@ -361,32 +388,121 @@ def derive_schedule(config: Config) -> Schedule:
     )
 
 
-def memory_plan(config: Config, schedule: Schedule, state_dim: int, action_size: int, goal_dim: int) -> dict[str, int]:
-    """Estimated device bytes of a run, all its seeds together: replay, its index while sampling, and all else."""
-    rows = schedule.replay_rows * config.num_envs * config.num_seeds
-    layers = [config.h_dim] * config.n_hidden
+def memory_plan(
+    config: Config,
+    schedule: Schedule,
+    state_dim: int,
+    action_size: int,
+    goal_dim: int,
+    mesh_shape: tuple[int, int] = (1, 1),
+) -> dict[str, int]:
+    """Estimated bytes of a run on each of its devices: replay, its index while sampling, and all else.
 
-    def weights(inputs: int, outputs: int) -> int:
-        sizes = [inputs, *layers, outputs]
-        return sum(fan_in * fan_out + fan_out for fan_in, fan_out in zip(sizes, sizes[1:], strict=False))
-
-    parameters = weights(state_dim + action_size, config.repr_dim) + weights(goal_dim, config.repr_dim)
-    parameters += weights(state_dim + goal_dim, 2 * action_size)
+    Args:
+      mesh_shape: groups of devices that the seeds are spread over, devices in a group.
+    """
+    groups, share = mesh_shape
+    seeds, envs, batch = config.num_seeds / groups, config.num_envs / share, config.batch_size / share
+    rows, step = schedule.replay_rows * envs, state_dim + action_size + 1
+    parameters = parameter_count(config, state_dim, action_size, goal_dim)
+    # What follows was fitted to the memory analysis of compiled programs; the tests compare them. Indexing the ring,
+    # drawing from it and learning come one after the other, so that the largest of them counts.
     pairs = schedule.updates_per_training_step * config.batch_size
-    activations = 12 * config.batch_size * (config.h_dim * config.n_hidden + config.repr_dim + config.batch_size)
-    unroll = config.num_envs * config.unroll_length * (state_dim + action_size + 1)
+    table = 6 + (config.repr_dim if config.energy_fn in TABLES_OF_DIFFERENCES else 0)
+    activations = batch * (7 * config.h_dim * config.n_hidden + 6 * config.repr_dim + table * config.batch_size)
+    index = 3 * rows + (rows * share / 4 if share > 1 else 0)  # each device is told which rows of all can be drawn
+    peak = max(index, rows + 12 * pairs, 2 * pairs + 0.6 * parameters + activations)
     return {
-        "replay": 4 * rows * (state_dim + action_size + 1),
-        "index": 4 * rows * 3,
-        "rest": 4 * config.num_seeds * (6 * parameters + 4 * pairs + activations + 2 * unroll),
+        "replay": round(4 * seeds * rows * step),
+        "index": round(4 * seeds * index),
+        "rest": round(4 * seeds * (peak - index + 3 * parameters + envs * config.unroll_length * step)),
     }
 
 
-def describe_plan(config: Config, schedule: Schedule, state_dim: int, action_size: int, goal_dim: int) -> str:
+def parameter_count(config: Config, state_dim: int, action_size: int, goal_dim: int) -> int:
+    """Parameters of actor and encoders without the few that `use_ln` adds."""
+
+    def weights(inputs: int, outputs: int) -> int:
+        sizes = [inputs, *[config.h_dim] * config.n_hidden, outputs]
+        return sum(fan_in * fan_out + fan_out for fan_in, fan_out in zip(sizes, sizes[1:], strict=False))
+
+    encoders = weights(state_dim + action_size, config.repr_dim) + weights(goal_dim, config.repr_dim)
+    return encoders + weights(state_dim + goal_dim, 2 * action_size)
+
+
+def seeds_that_fit(config: Config, sizes: tuple[int, int, int], num_devices: int, memory: int | None) -> int:
+    """How many of the seeds to train together so that the plan fits into the devices' `memory`, in even batches; all if
+    that is unknown, and 1 if not even one fits.
+
+    Args:
+      sizes: state_dim, action_size and goal_dim of the env.
+    """
+    schedule = derive_schedule(config)
+    for batches in range(1, config.num_seeds + 1):
+        size = -(-config.num_seeds // batches)
+        batch = dataclasses.replace(config, num_seeds=size)
+        planned = sum(memory_plan(batch, schedule, *sizes, mesh_shape(size, num_devices)).values())
+        if memory is None or planned <= _USABLE * memory:
+            return size
+    return 1
+
+
+def planned_bytes(config: Config, sizes: tuple[int, int, int], num_devices: int) -> int:
+    """The sum of `memory_plan` when the run is spread over so many devices."""
+    shape = mesh_shape(config.num_seeds, num_devices)
+    return sum(memory_plan(config, derive_schedule(config), *sizes, shape).values())
+
+
+def mesh_shape(num_seeds: int, num_devices: int) -> tuple[int, int]:
+    """Groups of devices that the seeds are spread over, and devices in a group, which share the envs of each seed."""
+    groups = math.gcd(num_seeds, num_devices)
+    return groups, num_devices // groups
+
+
+def smaller_plans(config: Config, sizes: tuple[int, int, int], num_devices: int, memory: int | None) -> str:
+    """What to lower, and to what, when `config` did not fit into the devices' `memory`: each offer alone is enough by
+    the plan, which it brings to 90 % of the memory, or to 70 % of itself if it should have fitted already."""
+    planned = planned_bytes(config, sizes, num_devices)
+    most = min(_USABLE * memory if memory else planned, 0.7 * planned)
+    offers = []
+    for flag, lowered in (("seed_batch", "num_seeds"), *zip(_MEMORY_FLAGS, _MEMORY_FLAGS, strict=True)):
+        for share in range(15, 0, -1):
+            smaller = dataclasses.replace(config, **{lowered: getattr(config, lowered) * share // 16})
+            if _is_legal(smaller) and planned_bytes(smaller, sizes, num_devices) <= most:
+                offers.append(f"--{flag} to {getattr(smaller, lowered)}")
+                break
+    offers = offers or [f"several of {', '.join(f'--{flag}' for flag in _MEMORY_FLAGS)}"]
+    available = f" of the {_bytes(memory)} that a device has" if memory else ""
+    return f"the plan takes {_bytes(planned)}{available}; lower {' or '.join(offers)}"
+
+
+def _is_legal(config: Config) -> bool:
+    try:
+        check_config(config)
+    except ConfigError:
+        return False
+    return True
+
+
+# What of a device's memory a plan may take, and the flags that it mostly depends on.
+_USABLE = 0.9
+_MEMORY_FLAGS = ("max_replay_size", "num_envs", "batch_size")
+
+
+def describe_plan(
+    config: Config,
+    schedule: Schedule,
+    state_dim: int,
+    action_size: int,
+    goal_dim: int,
+    mesh_shape: tuple[int, int] = (1, 1),
+) -> str:
     """The plan of a run as aligned text: steps, updates, evaluations, memory."""
-    memory = memory_plan(config, schedule, state_dim, action_size, goal_dim)
+    memory = memory_plan(config, schedule, state_dim, action_size, goal_dim, mesh_shape)
     updates_per_env_step = schedule.updates_per_training_step / schedule.env_steps_per_training_step
     lengths = sorted(set(schedule.epoch_lengths))
+    groups, share = mesh_shape
+    each = " on each device" if groups * share > 1 else ""
     lines = {
         "env": f"{config.env_name}: state {state_dim}, goal {goal_dim}, action {action_size}",
         "env steps": f"{schedule.total_env_steps:,} in {config.num_envs:,} envs (asked for {config.num_timesteps:,})",
@@ -396,9 +512,13 @@ def describe_plan(config: Config, schedule: Schedule, state_dim: int, action_siz
         "update to data ratio": f"1 update per {1 / updates_per_env_step:.1f} env steps",
         "epochs": f"{len(schedule.epoch_lengths)} of {' or '.join(map(str, lengths))} training steps",
         "evaluations": f"{len(schedule.eval_at)} of {config.num_eval_envs} episodes",
-        "replay": f"{schedule.replay_rows:,} rows per env, {_bytes(memory['replay'])}",
-        "estimated peak memory": f"{_bytes(sum(memory.values()))}, physics state not counted",
+        "replay": f"{schedule.replay_rows:,} rows per env, {_bytes(memory['replay'])}{each}",
+        "estimated peak memory": f"{_bytes(sum(memory.values()))}{each}, physics state not counted",
     }
+    if groups * share > 1:
+        spread = f", {config.num_seeds // groups} of {config.num_seeds} seeds on each" if config.num_seeds > 1 else ""
+        parts = f"{config.num_envs // share:,} envs and {config.batch_size // share:,} rows of a batch on each"
+        lines["devices"] = f"{groups} x {share}{spread}; {parts}"
     if len(schedule.epoch_lengths) < config.num_evals - 1:
         lines["evaluations"] += f" (asked for {config.num_evals}; there are fewer training steps than that)"
     width = max(map(len, lines))

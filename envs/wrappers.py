@@ -13,14 +13,23 @@ class VectorEnv:
     sums over its `action_repeat` env steps.
     """
 
-    def __init__(self, env: GoalEnv, episode_length: int, action_repeat: int = 1):
+    def __init__(
+        self,
+        env: GoalEnv,
+        episode_length: int,
+        action_repeat: int = 1,
+        sharding: jax.sharding.NamedSharding | None = None,
+    ):
+        """`sharding` says which devices the episodes begin on; None leaves it to JAX."""
         self.env = env
         self.episode_length = episode_length
         self.action_repeat = action_repeat
+        self.sharding = sharding
 
     def reset(self, key: jax.Array, num_envs: int) -> EnvState:
         """N new episodes, each with its own start and goal."""
-        return jax.vmap(self.env.reset)(jax.random.split(key, num_envs))
+        env_state = jax.vmap(self.env.reset)(jax.random.split(key, num_envs))
+        return jax.lax.with_sharding_constraint(env_state, self.sharding) if self.sharding else env_state
 
     def step(self, env_state: EnvState, action: jax.Array) -> EnvState:
         """Applies an (N, action_size) action `action_repeat` times, or until the episode ends; restarts nothing.

@@ -2,9 +2,11 @@
 
     python scripts/benchmark.py --env_name ant --num_envs 256
     python scripts/benchmark.py --env_name ant --repeats 11 --out results/benchmark/ant_cpu.json
+    python scripts/benchmark.py --env_name ant --num_envs 256 --sweep --out results/benchmark/sweep_ant_cpu.json
 
-Takes every flag of training.py. Figures are medians over alternating rounds, the first left out; ratios between rows of
-one table can be trusted further than the times themselves.
+The last one repeats it over numbers of environments, batch sizes, depths and numbers of seeds, one varied at a time,
+and leaves a Markdown table and a plot beside the JSON file. Takes every flag of training.py. Figures are medians over
+alternating rounds, the first left out; ratios between rows of one table can be trusted further than the times.
 """
 
 import dataclasses
@@ -25,8 +27,8 @@ import jax.numpy as jnp
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any directory
 
 from src import replay_buffer, train
-from src.command_line import parse
-from utils import Config, check_config, derive_schedule, write_text
+from src.command_line import ConfigError, parse
+from utils import Config, check_config, derive_schedule, planned_bytes, write_text
 
 MATMUL_SIZE = 2048
 
@@ -41,6 +43,22 @@ class BenchmarkConfig(Config):
     """Updates per timed call."""
     out: str = ""
     """JSON file to write as well."""
+    sweep: bool = False
+    """Measure over `SWEEP`, not one configuration; needs --out, beside which table and plot are put."""
+
+
+# What a sweep varies, one at a time from the configuration of the command line.
+SWEEP = {
+    "num_envs": (64, 128, 256, 512, 1024, 2048, 4096),
+    "batch_size": (256, 512, 1024, 2048),
+    "n_hidden": (2, 4, 8, 16),
+    "num_seeds": (1, 2, 4, 8),
+}
+PANELS = {
+    "training env steps/s": "training (env steps/s, all seeds)",
+    "update ms": "one update of all seeds (ms)",
+    "peak MiB": "memory of a training step (MiB)",
+}
 
 
 def main(args: list[str]) -> int:
@@ -48,47 +66,83 @@ def main(args: list[str]) -> int:
     try:
         config = parse(BenchmarkConfig, args, prog="benchmark.py")
         check_config(config)
-        program = train.make_program(config, derive_schedule(config))
+        if config.sweep and not config.out:
+            raise ConfigError("--sweep needs --out, the JSON file beside which table and plot are put")
+        points = sweep_points(config) if config.sweep else [config]
+        for point in points:
+            train.make_program(point, derive_schedule(point))
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    parts, compile_seconds = build(program, config)
-    seconds = measure({name: call for name, (call, _) in parts.items()}, config.repeats)
-    result = report(program, config, parts, seconds, compile_seconds)
-    print(table(result))
-    if config.out:
-        path = Path(config.out)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps(result, indent=2) + "\n")
+    results = []
+    for point in points:
+        results.append(benchmark(point))
+        print(table(results[-1]), flush=True)
+        if config.out:
+            write_text(Path(config.out), json.dumps(results if config.sweep else results[0], indent=2) + "\n")
+    if config.sweep:
+        write_text(Path(config.out).with_suffix(".md"), sweep_table(results) + "\n")
+        plot(results, Path(config.out).with_suffix(".png"))
     return 0
 
 
+def benchmark(config: BenchmarkConfig) -> dict:
+    """Measures one configuration."""
+    program = train.make_program(config, derive_schedule(config))
+    parts, compile_seconds = build(program, config)
+    seconds = measure({name: call for name, (call, _) in parts.items()}, config.repeats)
+    return report(program, config, parts, seconds, compile_seconds)
+
+
 def build(program: train.Program, config: BenchmarkConfig) -> tuple[dict[str, tuple[Callable, Any]], dict[str, float]]:
-    """Compiles every part.
+    """Compiles every part, for all seeds together.
 
     Returns name -> (a call that waits for its result, the compiled program), and name -> seconds of compilation.
     """
-    train_state, totals = jax.jit(functools.partial(train.start, program))(jax.random.key(config.seed))
-    train_state = jax.jit(functools.partial(prefilled, program))(train_state)
-    pairs = jax.jit(functools.partial(train.sample_pairs, program))(train_state.buffer_state, train_state.key)
-    pairs = jax.tree.map(lambda rows: jnp.resize(rows, (config.updates, config.batch_size)), pairs)
+
+    def over_seeds(function: Callable, axes: Any = 0) -> Callable:
+        return jax.vmap(function, axes) if config.num_seeds > 1 else function
+
+    keys = jax.random.split(jax.random.key(config.seed), config.num_seeds)
+    keys = keys if config.num_seeds > 1 else keys[0]
+    train_state, totals = jax.jit(over_seeds(functools.partial(train.start, program)))(keys)
+    train_state = jax.jit(over_seeds(functools.partial(prefilled, program)), donate_argnums=0)(train_state)
+    live = {"state": train_state, "totals": totals}  # the training step writes its state in place, as in training
+    pairs = jax.jit(over_seeds(functools.partial(train.sample_pairs, program)))(train_state.buffer_state, keys)
+    shape = (config.updates, config.batch_size)
+    pairs = jax.tree.map(over_seeds(lambda rows: jnp.resize(rows, shape)), pairs)
     matrix = jax.random.normal(jax.random.key(0), (MATMUL_SIZE, MATMUL_SIZE))
-    steps, updates = jnp.ones((), jnp.int32), jnp.asarray(config.updates, jnp.int32)
+    one, updates = jnp.ones((), jnp.int32), jnp.asarray(config.updates, jnp.int32)
     scheduled = jnp.asarray(program.schedule.updates_per_training_step, jnp.int32)
+    of = functools.partial
     functions = {
-        "matmul": (jnp.matmul, (matrix, matrix)),
-        "env": (functools.partial(random_steps, program), (train_state,)),
-        "sampler": (functools.partial(train.sample_pairs, program), (train_state.buffer_state, train_state.key)),
-        "update": (functools.partial(train.learn, program), (train_state, pairs, updates, totals, train_state.key)),
-        "training step": (functools.partial(train.train_chunk, program), (train_state, totals, steps, scheduled)),
+        "matmul": (jnp.matmul, lambda: (matrix, matrix)),
+        "env": (over_seeds(of(random_steps, program)), lambda: (live["state"],)),
+        "sampler": (over_seeds(of(train.sample_pairs, program)), lambda: (live["state"].buffer_state, keys)),
+        "update": (
+            over_seeds(of(train.learn, program), (0, 0, None, 0, 0)),
+            lambda: (live["state"], pairs, updates, live["totals"], keys),
+        ),
+        "training step": (
+            over_seeds(of(train.train_chunk, program), (0, 0, None, None)),
+            lambda: (live["state"], live["totals"], one, scheduled),
+        ),
     }
     parts, compile_seconds = {}, {}
     for name, (function, arguments) in functions.items():
         started = time.monotonic()
-        compiled = jax.jit(function).lower(*arguments).compile()
+        donated = (0, 1) if name == "training step" else ()
+        compiled = jax.jit(function, donate_argnums=donated).lower(*arguments()).compile()
         compile_seconds[name] = time.monotonic() - started
-        parts[name] = (lambda run=compiled, arguments=arguments: jax.block_until_ready(run(*arguments)), compiled)
+        parts[name] = (functools.partial(call, compiled, arguments, live if donated else None), compiled)
     return parts, compile_seconds
+
+
+def call(compiled: Callable, arguments: Callable[[], tuple], keep: dict | None) -> None:
+    """Runs a part to its end; the state and totals it returns go to `keep`."""
+    result = jax.block_until_ready(compiled(*arguments()))
+    if keep is not None:
+        keep["state"], keep["totals"] = result
 
 
 def prefilled(program: train.Program, train_state: train.TrainState) -> train.TrainState:
@@ -134,22 +188,29 @@ def report(program: train.Program, config: BenchmarkConfig, parts: dict, seconds
     # The compiler counts the body of a loop once, so this is one update.
     update_flop = parts["update"][1].cost_analysis()["flops"]
     memory = parts["training step"][1].memory_analysis()
+    env = program.env.env
+    sizes = env.state_dim, env.action_size, env.goal_dim
     ring = functools.partial(train.empty_replay, program)
-    env_steps = config.num_envs * config.unroll_length * config.action_repeat
-    replay = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(jax.eval_shape(ring)))
+    seeds = config.num_seeds
+    env_steps = seeds * config.num_envs * config.unroll_length * config.action_repeat
+    pairs = seeds * schedule.updates_per_training_step * config.batch_size
+    replay = seeds * sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(jax.eval_shape(ring)))
+    peak = memory.argument_size_in_bytes + memory.temp_size_in_bytes
     return {
         "device": f"{jax.devices()[0].device_kind} x {jax.device_count()}, {os.cpu_count()} x {platform.machine()}",
         "jax": jax.__version__,
         "flags": dataclasses.asdict(config),
         "matmul GFLOP/s": matmul_rate / 1e9,
         "env steps/s, env alone": env_steps / seconds["env"],
-        "sampled pairs/s": schedule.updates_per_training_step * config.batch_size / seconds["sampler"],
+        "sampled pairs/s": pairs / seconds["sampler"],
         "sampler, share of a training step": seconds["sampler"] / seconds["training step"],
         "update ms": 1e3 * update_seconds,
         "update GFLOP": update_flop / 1e9,
         "update, share of the matmul rate": update_flop / update_seconds / matmul_rate,
         "training env steps/s": env_steps / seconds["training step"],
         "replay MiB": replay / 2**20,
+        "peak MiB": peak / 2**20,
+        "planned MiB": planned_bytes(config, sizes, jax.device_count()) / 2**20,
         "training step temporaries, share of the replay": memory.temp_size_in_bytes / replay,
         "compile s": compile_seconds["training step"],
     }
@@ -162,6 +223,76 @@ def table(result: dict) -> str:
         f"| {name} | {value:,.0f} |" if value >= 100 else f"| {name} | {value:.3g} |" for name, value in figures.items()
     ]
     return "\n".join([f"{result['device']}, jax {result['jax']}", "", "| figure | value |", "|---|---:|", *rows])
+
+
+# Sweeps.
+
+
+def sweep_points(config: BenchmarkConfig) -> list[BenchmarkConfig]:
+    """The configurations of a sweep, each once.
+
+    Raises:
+      ConfigError: one of them is not legal.
+    """
+    points = [dataclasses.replace(config, **{flag: value}) for flag, values in SWEEP.items() for value in values]
+    points = list(dict.fromkeys([config, *points]))
+    for point in points:
+        check_config(point)
+    return points
+
+
+def along(results: list[dict], flag: str) -> list[dict]:
+    """The results that differ from the first, the base, in no other flag of the sweep, by the flag's value."""
+    base = results[0]["flags"]
+    others = [name for name in SWEEP if name != flag]
+    found = [each for each in results if all(each["flags"][name] == base[name] for name in others)]
+    return sorted(found, key=lambda each: each["flags"][flag])
+
+
+def sweep_table(results: list[dict]) -> str:
+    """One row per measured configuration, as Markdown."""
+    figures = ("env steps/s, env alone", "sampler, share of a training step", *PANELS, "planned MiB", "compile s")
+    header = [*SWEEP, *figures]
+    lines = [
+        f"{results[0]['device']}, jax {results[0]['jax']}, {results[0]['flags']['env_name']}",
+        "",
+        f"| {' | '.join(header)} |",
+        "|" + "---:|" * len(header),
+    ]
+    for result in results:
+        values = [f"{result['flags'][flag]:,}" for flag in SWEEP]
+        values += [f"{result[name]:,.0f}" if result[name] >= 100 else f"{result[name]:.3g}" for name in figures]
+        lines.append(f"| {' | '.join(values)} |")
+    return "\n".join(lines)
+
+
+def plot(results: list[dict], path: Path) -> None:
+    """Every figure of `PANELS` (rows) over every flag of `SWEEP` (columns)."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(
+        len(PANELS), len(SWEEP), figsize=(3 * len(SWEEP), 2.4 * len(PANELS)), sharex="col", squeeze=False
+    )
+    for column, flag in enumerate(SWEEP):
+        measured = along(results, flag)
+        values = [result["flags"][flag] for result in measured]
+        for row, (name, label) in enumerate(PANELS.items()):
+            panel = axes[row][column]
+            panel.plot(values, [result[name] for result in measured], marker="o", color="#0072B2")  # Okabe-Ito blue
+            panel.set_xscale("log", base=2)
+            panel.set_xticks(values, [f"{value:,}" for value in values], rotation=45)
+            panel.minorticks_off()
+            panel.set_ylim(bottom=0)
+            panel.grid(alpha=0.3)
+            panel.set_xlabel(f"--{flag}" if row == len(PANELS) - 1 else "")
+            panel.set_ylabel(label if column == 0 else "", fontsize=8)
+    figure.suptitle(f"{results[0]['flags']['env_name']}, {results[0]['device']}")
+    figure.tight_layout()
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
 
 
 if __name__ == "__main__":

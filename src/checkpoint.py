@@ -26,6 +26,7 @@ import numpy as np
 
 from envs import make_env
 from src import crl
+from src.devices import fetch, place
 from utils import ConfigError, read_config, replacing, survives
 
 PARAMS_FILE = "params.npz"
@@ -101,14 +102,15 @@ def load_policy(run_dir: str | Path, deterministic: bool = True) -> Callable[...
 
 
 def host_arrays(tree: Any) -> dict[str, np.ndarray]:
-    """Copies of all leaves by name; random keys as their numbers."""
+    """Copies of all leaves by name; random keys as their numbers. All processes of a run must call it together."""
     leaves = {name: jax.random.key_data(leaf) if _is_key(leaf) else leaf for name, leaf in _named_leaves(tree).items()}
     # A true copy: on the CPU `device_get` may hand out the memory that the next training step overwrites.
-    return {name: np.array(leaf) for name, leaf in leaves.items()}
+    return {name: np.array(fetch(leaf)) for name, leaf in leaves.items()}
 
 
 def device_tree(arrays: dict[str, np.ndarray], example: Any) -> Any:
-    """The tree of `example` (arrays or shapes) with the values of `arrays`; the inverse of `host_arrays`.
+    """The tree of `example` (arrays or shapes) with the values of `arrays`, on the devices that `example` names; the
+    inverse of `host_arrays`.
 
     Raises:
       ValueError: an array is missing or of another shape.
@@ -122,7 +124,7 @@ def device_tree(arrays: dict[str, np.ndarray], example: Any) -> Any:
             raise ValueError(
                 f"{name} should have shape {plain.shape}, found {'nothing' if found is None else found.shape}"
             )
-        value = jnp.array(found, plain.dtype)
+        value = place(np.asarray(found, plain.dtype), leaf.sharding)
         leaves.append(jax.random.wrap_key_data(value) if _is_key(leaf) else value)
     return jax.tree.unflatten(jax.tree.structure(example), leaves)
 
@@ -158,8 +160,6 @@ def read_arrays(checkpoint: Path, manifest: dict[str, Any]) -> dict[str, np.ndar
     Raises:
       ConfigError: a file is missing or damaged; names the checkpoint before this one.
     """
-    import orbax.checkpoint as orbax
-
     for name, (size, checksum) in manifest["files"].items():
         file = checkpoint / "state" / name
         if not file.is_file() or file.stat().st_size != size:
@@ -168,9 +168,23 @@ def read_arrays(checkpoint: Path, manifest: dict[str, Any]) -> dict[str, np.ndar
         if _checksum(file) != checksum:
             raise _unusable(checkpoint, f"state/{name} is damaged")
     try:
-        return orbax.PyTreeCheckpointer().restore((checkpoint / "state").absolute())
+        return _orbax().restore((checkpoint / "state").absolute())
     except Exception as error:  # a file that the manifest of another program lists
         raise _unusable(checkpoint, f"{type(error).__name__}: {error}") from None
+
+
+def _orbax() -> Any:
+    """Orbax for whole arrays that this process has: it must not wait for the other processes of a run, which have
+    nothing to write."""
+    import orbax.checkpoint as orbax
+
+    alone = orbax.options.MultiprocessingOptions(
+        primary_host=jax.process_index(),
+        active_processes={jax.process_index()},
+        barrier_sync_key_prefix=f"process{jax.process_index()}",
+    )
+    handler = orbax.PyTreeCheckpointHandler(multiprocessing_options=alone)
+    return orbax.Checkpointer(handler, multiprocessing_options=alone)
 
 
 def _unusable(checkpoint: Path, reason: str) -> ConfigError:
@@ -193,8 +207,6 @@ def write_checkpoint(run_dir: Path, arrays: dict[str, np.ndarray], manifest: dic
     Raises:
       Exception: whatever the disk or Orbax says.
     """
-    import orbax.checkpoint as orbax
-
     name = f"{manifest['env_steps']:012d}"
     taken = {path.name for path in list_checkpoints(run_dir)}
     name = next(n for n in (name, *(f"{name}_{i:03d}" for i in range(2, 1000))) if n not in taken)
@@ -204,7 +216,7 @@ def write_checkpoint(run_dir: Path, arrays: dict[str, np.ndarray], manifest: dic
     try:
         temporary.mkdir(parents=True)
         stored = {key: array for key, array in arrays.items() if array.size}  # Orbax refuses empty arrays
-        orbax.PyTreeCheckpointer().save((temporary / "state").absolute(), stored)
+        _orbax().save((temporary / "state").absolute(), stored)
         state_files = [path for path in sorted((temporary / "state").rglob("*")) if path.is_file()]
         files = {
             str(path.relative_to(temporary / "state")): [path.stat().st_size, _checksum(path)] for path in state_files

@@ -114,6 +114,10 @@ _PRODUCT_FORMS: dict[str, Energy] = {
 }
 
 
+# Those whose table needs a (B, B, D) array.
+TABLES_OF_DIFFERENCES = ENERGY_FNS.keys() - _PRODUCT_FORMS.keys()
+
+
 def pairwise_energy(energy_fn: str, x: jax.Array, y: jax.Array) -> jax.Array:
     """(B, B) energies of every x_i (B, D) with every y_j (B, D)."""
     if x.ndim != 2 or x.shape != y.shape:

@@ -35,10 +35,12 @@ class FutureIndex:
 
     Attributes:
       num_future: (T, N) rows that follow in the same trajectory; 0 where none is stored.
-      rank: (T * N,) how many of the rows up to and including this one can be drawn (num_future > 0).
+      drawable: (W,) uint32, one bit a row in the order t * N + n, the lowest first: can it be drawn (num_future > 0)?
+      rank: (W,) how many rows up to and including those of this word can be drawn.
     """
 
     num_future: jax.Array
+    drawable: jax.Array
     rank: jax.Array
 
 
@@ -96,8 +98,25 @@ def index_futures(buffer_state: BufferState) -> FutureIndex:
     end = jax.lax.cummin(jnp.where(ends, time, 2 * capacity), axis=0, reverse=True)
     end = jnp.where(end < capacity, end, end[0] + capacity)
     num_future = jnp.where(traj_id >= 0, end - time, 0)
-    rank = jnp.cumsum((num_future > 0).reshape(-1), dtype=jnp.int32)
-    return FutureIndex(num_future=num_future, rank=rank)
+    drawable = _pack((num_future > 0).reshape(-1))
+    rank = jnp.cumsum(jax.lax.population_count(drawable).astype(jnp.int32), dtype=jnp.int32)
+    return FutureIndex(num_future=num_future, drawable=drawable, rank=rank)
+
+
+def _pack(bits: jax.Array) -> jax.Array:
+    """Booleans as words of 32 bits, the first of each in its lowest bit."""
+    words = jnp.pad(bits, (0, -bits.size % 32)).reshape(-1, 32)
+    return jnp.sum(jnp.where(words, jnp.uint32(1) << jnp.arange(32, dtype=jnp.uint32), 0), axis=1, dtype=jnp.uint32)
+
+
+def _nth_bit(word: jax.Array, n: jax.Array) -> jax.Array:
+    """Where the bit is that has `n` set bits below it, in words that have more than `n`."""
+    at = jnp.zeros_like(n)
+    for width in (16, 8, 4, 2, 1):
+        below = jax.lax.population_count(word & jnp.uint32((1 << width) - 1)).astype(jnp.int32)
+        above = n >= below
+        at, n, word = at + above * width, n - above * below, jnp.where(above, word >> width, word)
+    return at
 
 
 def truncated_geometric(u: jax.Array, num_future: jax.Array, discounting: float) -> jax.Array:
@@ -114,7 +133,10 @@ def sample_pairs(
     row_key, future_key = jax.random.split(key)
     capacity, num_envs = index.num_future.shape
     draw = jax.random.randint(row_key, shape, 0, index.rank[-1])
-    row = jnp.searchsorted(index.rank, draw, side="right").astype(jnp.int32)
+    at = jnp.searchsorted(index.rank, draw, side="right").astype(jnp.int32)
+    word = index.drawable[at]
+    before = index.rank[at] - jax.lax.population_count(word).astype(jnp.int32)
+    row = 32 * at + _nth_bit(word, draw - before)
     num_future = index.num_future.reshape(-1)[row]
     k = truncated_geometric(jax.random.uniform(future_key, shape), num_future, discounting)
     time, env = jnp.divmod(row, num_envs)

@@ -46,6 +46,7 @@ from utils import (
 _MAY_DIFFER = {
     *("resume", "dry_run", "output_dir", "log_wandb", "wandb_mode", "log_tensorboard", "compilation_cache"),
     *("checkpoint_every", "checkpoint_replay", "keep_policies", "num_evals", "num_timesteps"),
+    *("seed_batch", "num_devices", "coordinator_address", "num_processes", "process_id"),
 }
 # Blown-up envs per env step beyond which an epoch no longer says anything of the task.
 _MOST_RESETS = 1e-3
@@ -73,7 +74,7 @@ class Checkpoint(NamedTuple):
 def seed_configs(config: Config) -> list[Config]:
     """One config for each of the seeds trained together; each describes the single run that it equals."""
     seeds = range(config.seed, config.seed + config.num_seeds)
-    return [dataclasses.replace(config, seed=seed, num_seeds=1) for seed in seeds]
+    return [dataclasses.replace(config, seed=seed, num_seeds=1, seed_batch=0) for seed in seeds]
 
 
 def find_checkpoints(config: Config) -> list[Checkpoint]:
@@ -93,7 +94,10 @@ def find_checkpoints(config: Config) -> list[Checkpoint]:
     _require_same(configs[0], read_config(first), first)
     names = [first.name] if config.num_seeds == 1 else _trained_with(first)
     if len(names) != config.num_seeds:
-        raise ConfigError(f"--num_seeds {config.num_seeds}: {first} was trained with {len(names)} seeds")
+        raise ConfigError(
+            f"{config.num_seeds} seeds: {first} was trained with {len(names)} together; give the --num_seeds or the "
+            f"--seed_batch of then"
+        )
     runs = [(own, first.parent / name) for own, name in zip(configs, names, strict=True)]
     runs = [(own, run_dir) for own, run_dir in runs if not (run_dir / "failure.json").exists()] or runs
     common = set.intersection(*({path.name for path in list_checkpoints(run_dir)} for _, run_dir in runs))

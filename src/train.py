@@ -15,7 +15,8 @@ from flax import struct
 from envs import make_env
 from envs.base import EnvState, GoalEnv
 from envs.wrappers import VectorEnv
-from src import crl, replay_buffer
+from src import crl, devices, replay_buffer
+from src.devices import ENVS, SEEDS
 from src.evaluator import evaluate
 from utils import Config, Schedule
 
@@ -61,6 +62,7 @@ class Program(NamedTuple):
     env: VectorEnv
     eval_env: VectorEnv
     algorithm: Algorithm
+    mesh: jax.sharding.Mesh
 
 
 def contrastive_rl(config: Config, env: GoalEnv) -> Algorithm:
@@ -78,7 +80,8 @@ def make_program(config: Config, schedule: Schedule) -> Program:
     """Builds environments and algorithm.
 
     Raises:
-      ValueError: unknown env or backend, or an `eval_env` whose sizes differ from the training env's.
+      ValueError: unknown env or backend, an `eval_env` whose sizes differ from the training env's, or sizes that do
+        not divide among the devices.
     """
     env = make_env(config.env_name, config.backend, config.use_dense_reward)
     eval_env = make_env(config.eval_env or config.env_name, config.backend, config.use_dense_reward)
@@ -88,8 +91,14 @@ def make_program(config: Config, schedule: Schedule) -> Program:
             f"eval_env {config.eval_env} does not fit env_name {config.env_name}: "
             f"state, goal indices and action are {sizes[1]}, need {sizes[0]}"
         )
-    vector = functools.partial(VectorEnv, episode_length=config.episode_length, action_repeat=config.action_repeat)
-    return Program(config, schedule, vector(env), vector(eval_env), contrastive_rl(config, env))
+    mesh = devices.make_mesh(config)
+    vector = functools.partial(
+        VectorEnv,
+        episode_length=config.episode_length,
+        action_repeat=config.action_repeat,
+        sharding=devices.sharding(mesh, ENVS),
+    )
+    return Program(config, schedule, vector(env), vector(eval_env), contrastive_rl(config, env), mesh)
 
 
 # One training step, top down. All of it is pure; the seed axis is a vmap around it.
@@ -183,11 +192,12 @@ def learn(
 
     Returns the agent state and the mean of each metric over the updates (`zeros` if there were none).
     """
-    rows = train_state.buffer_state.rows
+    rows, by_row = train_state.buffer_state.rows, devices.sharding(program.mesh, ENVS)
 
     def step(i: jax.Array, carry):
         agent_state, sums = carry
         batch = replay_buffer.gather(rows, pairs[0][i], pairs[1][i])
+        batch = jax.lax.with_sharding_constraint(batch, by_row)
         agent_state, metrics = program.algorithm.update(agent_state, batch, jax.random.fold_in(key, i))
         return agent_state, jax.tree.map(jnp.add, sums, metrics)
 
@@ -205,6 +215,21 @@ def metric_zeros(program: Program, agent_state: Any) -> dict[str, jax.Array]:
 
 
 # What is compiled: the start, a number of training steps, an evaluation.
+
+
+def state_shardings(program: Program, several_seeds: bool) -> TrainState:
+    """Where the arrays of a `TrainState` are: seeds spread, environments and replay columns split, the rest whole."""
+    lead = (SEEDS,) if several_seeds else ()
+    whole, by_env, by_column = (devices.sharding(program.mesh, *lead, *axes) for axes in ((), (ENVS,), (None, ENVS)))
+    return TrainState(
+        agent_state=whole,
+        env_state=by_env,
+        first_env_state=by_env,
+        buffer_state=replay_buffer.BufferState(rows=by_column, position=whole, size=whole),
+        key=whole,
+        training_steps=whole,
+        env_resets_nonfinite=whole,
+    )
 
 
 def start(program: Program, key: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -249,17 +274,20 @@ def compile_program(
     """Compiles everything before the first step, side by side, saying how long it takes. State and totals are shapes:
     a run that starts and one that goes on must get the same program."""
 
-    def lower(function: Callable, seed_axes: tuple, donate: tuple[int, ...], *args) -> Any:
+    everywhere = devices.sharding(program.mesh)
+    state_and_totals = (state_shardings(program, several_seeds), everywhere)
+
+    def lower(function: Callable, seed_axes: tuple, donate: tuple[int, ...], out_shardings: Any, *args) -> Any:
         function = functools.partial(function, program)
-        function = jax.vmap(function, seed_axes) if several_seeds else function
-        return jax.jit(function, donate_argnums=donate).lower(*args)
+        function = jax.vmap(function, seed_axes, spmd_axis_name=SEEDS) if several_seeds else function
+        return jax.jit(function, donate_argnums=donate, out_shardings=out_shardings).lower(*args)
 
     announce("compiling training and evaluation ...")
     started = time.monotonic()
-    count = jnp.zeros((), jnp.int32)
+    count = np.int32(0)
     lowered = (
-        lower(train_chunk, (0, 0, None, None), (0, 1), train_state, totals, count, count),
-        lower(evaluation, (0, 0, None), (), train_state.agent_state, train_state.key, count),
+        lower(train_chunk, (0, 0, None, None), (0, 1), state_and_totals, train_state, totals, count, count),
+        lower(evaluation, (0, 0, None), (), everywhere, train_state.agent_state, train_state.key, count),
     )
     with ThreadPoolExecutor() as threads:
         compiled = Compiled(*threads.map(lambda each: each.compile(), lowered))
@@ -333,6 +361,7 @@ def run(
     begin, start_keys, eval_keys = beginning(program, seeds)
     compiled = compile_program(program, len(seeds) > 1, *jax.eval_shape(begin, start_keys), announce)
     run_state = refill(program, compiled, resumed) if resumed else RunState(*begin(start_keys), Position())
+    jax.block_until_ready(run_state[:2])  # processes that run several programs at once would mix up their messages
     for eval_at in program.schedule.eval_at:
         while run_state.position.training_steps < eval_at:
             steps_left = eval_at - run_state.position.training_steps
@@ -348,20 +377,25 @@ def run(
 def beginning(program: Program, seeds: Sequence[int]) -> tuple[Callable, jax.Array, jax.Array]:
     """The jitted `start` of all seeds, the keys it takes, and the keys of the evaluations."""
     several_seeds = len(seeds) > 1
-    keys = jax.vmap(lambda seed: jax.random.split(jax.random.key(seed)))(jnp.asarray(seeds))
-    start_keys, eval_keys = jnp.moveaxis(keys, 1, 0) if several_seeds else keys[0]
+    shardings = state_shardings(program, several_seeds)
+
+    def split(seeds: jax.Array) -> tuple[jax.Array, jax.Array]:
+        keys = jax.vmap(lambda seed: jax.random.split(jax.random.key(seed)))(seeds)
+        return (keys[:, 0], keys[:, 1]) if several_seeds else (keys[0, 0], keys[0, 1])
+
+    start_keys, eval_keys = jax.jit(split, out_shardings=shardings.key)(np.asarray(seeds))
     begin = functools.partial(start, program)
-    return jax.jit(jax.vmap(begin) if several_seeds else begin), start_keys, eval_keys
+    begin = jax.vmap(begin, spmd_axis_name=SEEDS) if several_seeds else begin
+    return jax.jit(begin, out_shardings=(shardings, devices.sharding(program.mesh))), start_keys, eval_keys
 
 
 def refill(program: Program, compiled: Compiled, run_state: RunState) -> RunState:
     """Fills a replay that the checkpoint left out with a prefill by the current policy; its steps are not counted."""
     train_state, totals, position = run_state
     num_steps = min(program.schedule.prefill_steps, position.training_steps)
-    if not num_steps or int(jnp.max(train_state.buffer_state.size)):
+    if not num_steps or np.any(devices.fetch(train_state.buffer_state.size)):
         return run_state
-    counts = jnp.asarray(num_steps, jnp.int32), jnp.zeros((), jnp.int32)
-    train_state, totals = compiled.train_chunk(train_state, totals, *counts)
+    train_state, totals = compiled.train_chunk(train_state, totals, np.int32(num_steps), np.int32(0))
     train_state = train_state.replace(training_steps=train_state.training_steps - num_steps)
     return RunState(train_state, totals, position)
 
@@ -379,10 +413,10 @@ def advance(
     affordable = int(seconds_per_chunk * position.epoch_steps / max(position.epoch_seconds, 1e-6))
     num_steps = min(prefill_left or steps_left, max(affordable, 1))
     num_updates = 0 if prefill_left else program.schedule.updates_per_training_step
-    counts = jnp.asarray(num_steps, jnp.int32), jnp.asarray(num_updates, jnp.int32)
+    counts = np.int32(num_steps), np.int32(num_updates)
     started = time.monotonic()
     train_state, totals = jax.block_until_ready(compiled.train_chunk(train_state, totals, *counts))
-    seconds = time.monotonic() - started
+    seconds = devices.of_first_process(time.monotonic() - started)
     position = dataclasses.replace(
         position,
         training_steps=position.training_steps + num_steps,
@@ -406,22 +440,21 @@ def evaluate_now(program: Program, compiled: Compiled, run_state: RunState, keys
     train_state, totals, position = run_state
     config, per_step = program.config, program.schedule.env_steps_per_training_step
     started = time.monotonic()
-    training_steps = jnp.asarray(position.training_steps, jnp.int32)
-    values = jax.device_get(compiled.evaluation(train_state.agent_state, keys, training_steps))
+    values = jax.device_get(compiled.evaluation(train_state.agent_state, keys, np.int32(position.training_steps)))
     seconds = time.monotonic() - started
     eval_seconds = position.eval_seconds + seconds
     metrics = {f"eval/{name}": value for name, value in values.items()}
     metrics["eval/sps"] = config.num_eval_envs * config.episode_length / seconds
     metrics["eval/walltime"] = eval_seconds
-    env_resets = jax.device_get(train_state.env_resets_nonfinite)
+    env_resets = devices.fetch(train_state.env_resets_nonfinite)
     if position.epoch_steps:
-        means = {name: total / position.epoch_steps for name, total in jax.device_get(totals).items()}
+        means = {name: total / position.epoch_steps for name, total in devices.fetch(totals).items()}
         means["env_resets_nonfinite"] = env_resets.sum(axis=-1)
-        means["buffer_current_size"] = config.num_envs * jax.device_get(train_state.buffer_state.size)
+        means["buffer_current_size"] = config.num_envs * devices.fetch(train_state.buffer_state.size)
         means["sps"] = position.epoch_steps * per_step / position.epoch_seconds
         means["walltime"] = position.train_seconds
         metrics |= {f"training/{name}": value for name, value in means.items()}
-    resets = jnp.zeros_like(train_state.env_resets_nonfinite)
+    resets = devices.zeros_like(train_state.env_resets_nonfinite)
     position = dataclasses.replace(
         position,
         evaluated_at=position.training_steps,
@@ -430,9 +463,7 @@ def evaluate_now(program: Program, compiled: Compiled, run_state: RunState, keys
         eval_seconds=eval_seconds,
     )
     return Moment(
-        run_state=RunState(
-            train_state.replace(env_resets_nonfinite=resets), jax.tree.map(jnp.zeros_like, totals), position
-        ),
+        run_state=RunState(train_state.replace(env_resets_nonfinite=resets), devices.zeros_like(totals), position),
         env_steps=position.training_steps * per_step,
         speed=None,
         metrics=[

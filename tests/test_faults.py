@@ -29,11 +29,12 @@ import training
 from envs import ENVS
 from envs.wrappers import VectorEnv
 from scripts import crash_test
+from src import devices
 from src.checkpoint import list_checkpoints, read_arrays, read_manifest, write_checkpoint
 from src.losses import CONTRASTIVE_LOSSES, ENERGY_FNS
 from src.networks import NETWORKS
 from src.train import run
-from utils import Config, derive_schedule, describe_plan, parse_config, read_rows
+from utils import Config, derive_schedule, describe_plan, parse_config, planned_bytes, read_rows
 
 pytestmark = pytest.mark.usefixtures("probe_registered")
 
@@ -205,7 +206,30 @@ def test_too_little_memory_is_one_line(tmp_path):
     resource.prlimit(process.pid, resource.RLIMIT_AS, (limit, limit))
     output = process.communicate(timeout=120)[0]
     assert process.returncode == training.FAILED, output
-    assert "error: out of memory; lower --max_replay_size" in output and "Traceback" not in output
+    assert re.search(
+        r"error: out of memory; the plan takes \S+ GiB of the 16.00 GiB .* --max_replay_size to \d+", output
+    )
+    assert "Traceback" not in output
+
+
+def test_memory_that_runs_out_is_answered_by_what_would_fit(monkeypatch, tmp_path, capsys):
+    """On a device with half of what the plan takes; each offer alone brings the plan below it."""
+    config = tiny(output_dir=str(tmp_path), num_envs=64, max_replay_size=2000, num_seeds=4)
+    planned = planned_bytes(config, (2, 2, 2), 1)
+
+    def fail(*args):
+        monkeypatch.setattr(devices, "memory_per_device", lambda: planned // 2)
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 123 bytes.\nmore")
+
+    monkeypatch.setattr(training, "run", fail)
+    assert training.main(arguments(config)) == training.FAILED
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: out of memory; the plan takes ") and "allocating 123 bytes" in line
+    offers = dict(re.findall(r"--(\w+) to (\d+)", line))
+    assert {"seed_batch", "max_replay_size", "num_envs"} <= offers.keys()
+    for flag, value in offers.items():
+        smaller = dataclasses.replace(config, **{flag.replace("seed_batch", "num_seeds"): int(value)})
+        assert 0 < planned_bytes(smaller, (2, 2, 2), 1) <= 0.9 * (planned // 2)
 
 
 # Numbers.

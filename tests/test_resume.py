@@ -122,6 +122,30 @@ def test_without_replay_a_resumed_run_refills_it_and_says_so(monkeypatch, tmp_pa
     assert [row["env_steps"] for row in read_rows(run_dir / "metrics.csv", 10**9)] == ["0", "100", "160"]
 
 
+def test_batches_of_seeds_go_on_where_they_were(monkeypatch, references, tmp_path, capsys):
+    """Interrupted in the second batch: the first is finished by then, and every seed ends as it would have alone."""
+    config = tiny(output_dir=str(tmp_path), num_seeds=2, seed_batch=1)
+    per_batch = 3 + 2 + 6  # evaluations, prefill and training steps, each of its own at most
+    interrupt(monkeypatch, config, per_batch + 1)
+    output = capsys.readouterr().out
+    assert "seeds       0 to 0, of 2" in output and "seeds       1 to 1, of 2" in output
+    assert "--resume newest" in output and "--num_seeds 2" in output
+    assert training.main(arguments(config, "--resume")) == 0
+    assert capsys.readouterr().out.count("nothing left to train") == 1
+    first, second = run_dirs(tmp_path)
+    for run_dir, seed in ((first, 0), (second, 1)):
+        (alone,) = references(seed=seed)
+        assert crash_test.timeless_rows(run_dir / "metrics.csv") == crash_test.timeless_rows(alone / "metrics.csv")
+
+
+def test_one_folder_does_not_stand_for_several_batches(finished, capsys):
+    (run_dir,) = run_dirs(finished)
+    more = ("--resume", str(run_dir), "--num_seeds", "4", "--seed_batch", "2")
+    assert training.main(arguments(tiny(output_dir=str(finished)), *more)) == training.REFUSED
+    error = capsys.readouterr().err
+    assert "give a bare --resume" in error and "--num_seeds 2" in error and error.count("\n") == 1
+
+
 def test_the_newest_checkpoint_and_the_chosen_policies_are_kept(tmp_path):
     config = tiny(output_dir=str(tmp_path), num_evals=5, keep_policies=2)
     assert training.main(arguments(config)) == 0

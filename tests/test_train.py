@@ -4,6 +4,8 @@ import collections
 import dataclasses
 import functools
 import itertools
+import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +15,7 @@ from conftest import UPDATE_METRICS, ProbeEnv, make_probe_program, registered, t
 
 from src import train
 from src.losses import CONTRASTIVE_LOSSES, ENERGY_FNS
-from utils import derive_schedule
+from utils import Config, derive_schedule, memory_plan
 
 CLOCK_METRICS = {"eval/sps", "eval/walltime", "training/sps", "training/walltime"}
 
@@ -351,3 +353,60 @@ def test_every_contrastive_loss_learns_to_reach_goals(loss):
     untrained, trained = success_rates(config)
     assert untrained < 0.25
     assert trained > 0.7
+
+
+# Memory, as the compiler counts it.
+
+ROOMY = tiny(num_envs=64, episode_length=50, max_replay_size=1000, batch_size=256, h_dim=256, repr_dim=64)
+
+
+def compiled_chunk(config, probe=ProbeEnv):
+    program = make_probe_program(config, probe)
+    begin, keys, _ = train.beginning(program, range(config.num_seeds))
+    state, totals = jax.eval_shape(begin, keys)
+    return program, train.compile_program(program, config.num_seeds > 1, state, totals, silent).train_chunk
+
+
+def measured_and_planned(program, compiled):
+    memory = compiled.memory_analysis()
+    config, env = program.config, program.env.env
+    plan = memory_plan(config, program.schedule, env.state_dim, env.action_size, env.goal_dim)
+    assert memory.alias_size_in_bytes >= plan["replay"]  # written where it is
+    return memory.argument_size_in_bytes + memory.temp_size_in_bytes, plan
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_seeds": 2},
+        {"num_envs": 512, "max_replay_size": 2000, "batch_size": 64},
+        {"num_timesteps": 100_000, "batch_size": 700, "multiplier_num_sgd_steps": 20},
+    ],
+)
+def test_the_planned_memory_is_that_of_the_compiled_program(changes):
+    """Whichever of learning, indexing the replay and drawing from it needs most."""
+    measured, plan = measured_and_planned(*compiled_chunk(dataclasses.replace(ROOMY, **changes)))
+    assert sum(plan.values()) == pytest.approx(measured, rel=0.2)
+
+
+def test_nothing_in_the_compiled_program_is_larger_than_the_replay():
+    """No table of rows by rows, and no second replay."""
+    config = dataclasses.replace(ROOMY, num_envs=16, max_replay_size=2000, h_dim=16, batch_size=16)
+    program, compiled = compiled_chunk(config, functools.partial(ProbeEnv, tagged=True))
+    shapes = re.findall(r"\b(?:pred|[a-z]+\d+)\[([\d,]+)\]", compiled.as_text())
+    largest = max(math.prod(map(int, shape.split(","))) for shape in shapes)
+    assert largest == program.schedule.replay_rows * config.num_envs * program.env.env.state_dim
+    _, plan = measured_and_planned(program, compiled)
+    assert compiled.memory_analysis().temp_size_in_bytes < 0.5 * plan["replay"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("env_name", "most"), [("reacher", 1.3), ("ant", 1.3)])
+def test_a_run_of_1024_envs_needs_little_more_than_its_replay(env_name, most):
+    config = Config(env_name=env_name, num_envs=1024)
+    program = train.make_program(config, derive_schedule(config))
+    begin, keys, _ = train.beginning(program, [0])
+    compiled = train.compile_program(program, False, *jax.eval_shape(begin, keys), silent).train_chunk
+    measured, plan = measured_and_planned(program, compiled)
+    assert measured < most * plan["replay"]
+    assert sum(plan.values()) == pytest.approx(measured, rel=0.2)

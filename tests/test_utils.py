@@ -27,7 +27,7 @@ import training
 import utils
 from envs import ENVS
 from envs.base import BACKENDS
-from src import crl, loggers, replay_buffer, run_folder, train
+from src import crl, devices, loggers, replay_buffer, run_folder, train
 from src.losses import CONTRASTIVE_LOSSES, ENERGY_FNS
 from src.networks import NETWORKS
 from utils import Config, ConfigError, derive_schedule, parse_config
@@ -79,6 +79,27 @@ def schedule(config, tmp_path):
 
 def seeds(config, tmp_path):
     return [each.seed for each in run_folder.seed_configs(config)]
+
+
+def batches(config, tmp_path):
+    config = dataclasses.replace(config, num_seeds=3)
+    with registered(probe=ProbeEnv):
+        return [batch.num_seeds for batch in training.seed_batches(config)]
+
+
+def device_count(config, tmp_path):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(devices.jax, "device_count", lambda: 4)
+        return devices.count(config)
+
+
+def joining(config, tmp_path):
+    """What JAX is told of the other processes."""
+    told = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(devices.jax.distributed, "initialize", lambda **options: told.append(options))
+        devices.join(dataclasses.replace(config, coordinator_address=config.coordinator_address or "host:1234"))
+    return told
 
 
 def program_text(part):
@@ -176,6 +197,11 @@ EFFECTS = {
     "use_dense_reward": (True, one_evaluation),
     "fresh_goals": (False, one_collection),
     "num_seeds": (3, seeds),
+    "seed_batch": (1, batches),
+    "num_devices": (1, device_count),
+    "coordinator_address": (utils.AUTO, joining),
+    "num_processes": (2, joining),
+    "process_id": (1, joining),
     "num_timesteps": (400, schedule),
     "num_evals": (5, schedule),
     "num_eval_envs": (5, one_evaluation),
@@ -220,6 +246,13 @@ EFFECTS = {
 }
 
 
+# What a flag cannot be given without.
+NEEDS = {
+    "num_processes": {"coordinator_address": "host:1234"},
+    "process_id": {"coordinator_address": "host:1234", "num_processes": 2},
+}
+
+
 @functools.cache
 def unchanged(fingerprint, tmp_path):
     """What the tiny config gives, the same at every call."""
@@ -246,7 +279,7 @@ def test_every_flag_has_an_effect(flag, folder):
 @pytest.mark.parametrize("flag", EFFECTS)
 def test_every_flag_can_be_given(flag, probe_registered, monkeypatch):
     monkeypatch.setitem(ENVS, "other", OtherProbe)
-    config = tiny(**{flag: EFFECTS[flag][0]})
+    config = tiny(**NEEDS.get(flag, {}), **{flag: EFFECTS[flag][0]})
     assert parse_config(flags(config)) == config
 
 
@@ -388,6 +421,11 @@ def test_unreadable_commands(refused, arguments, expected):
 RANGES = [
     ("seed", [-1, 2**31], [0, 2**31 - 1]),
     ("num_seeds", [0, 1001], [1, 1000]),
+    ("seed_batch", [-1, 2**31], [0, 1, 7]),
+    ("num_devices", [-1, 2**31], [0, 1]),
+    ("num_processes", [0, 2], [1]),  # 2: no --coordinator_address
+    ("process_id", [-1, 1], [0]),
+    ("coordinator_address", ["host", "host:", ":"], ["auto", "host:1234", "127.0.0.1:80"]),
     ("num_timesteps", [0, -5, 39, 2**54], [40, 41]),  # 39: the prefill takes 2 unrolls of 4 * 5
     ("num_evals", [0, 100_001], [1, 2, 100_000]),
     ("num_eval_envs", [0, 2**31], [1]),
@@ -453,6 +491,12 @@ def test_values_at_the_border_are_accepted(flag, value):
         (
             {"max_replay_size": 2**29},
             ["--num_envs 4", f"--max_replay_size {2**29}", f"at most --max_replay_size {2**29 - 6}"],
+        ),
+        ({"num_processes": 2}, ["--num_processes 2", "--coordinator_address HOST:PORT"]),
+        ({"num_processes": 2, "coordinator_address": "auto"}, ["--coordinator_address HOST:PORT, not auto"]),
+        (
+            {"num_processes": 2, "process_id": 2, "coordinator_address": "host:1"},
+            ["--process_id 2", "--num_processes 2 at most 1"],
         ),
         ({"seed": 2**31 - 2, "num_seeds": 3}, [f"--seed {2**31 - 2}", "--num_seeds 3"]),
         ({"num_timesteps": 2**50}, ["training steps", "--num_timesteps"]),
@@ -608,6 +652,16 @@ def test_the_plan_says_what_will_happen():
 def test_the_plan_says_when_there_are_fewer_evaluations():
     config = tiny(num_evals=50)
     assert "7 of 4 episodes (asked for 50" in utils.describe_plan(config, derive_schedule(config), 2, 2, 2)
+
+
+def test_as_many_seeds_are_trained_together_as_fit_in_even_batches():
+    config, sizes = tiny(num_seeds=8), (2, 2, 2)
+    one = utils.planned_bytes(tiny(), sizes, 1)
+    assert utils.seeds_that_fit(config, sizes, 1, None) == 8
+    assert utils.seeds_that_fit(config, sizes, 1, 100 * one) == 8
+    assert utils.seeds_that_fit(config, sizes, 1, 6 * one) == 4  # 5 would fit
+    assert utils.seeds_that_fit(config, sizes, 1, one // 2) == 1
+    assert utils.seeds_that_fit(config, sizes, 4, 3 * one) == 8  # two on each of four devices
 
 
 # Run folders.

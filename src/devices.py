@@ -1,0 +1,170 @@
+"""Many devices: which of them holds what, and what the processes of a run on several hosts tell each other.
+
+The devices form a mesh of two axes: `SEEDS`, over which the seeds are spread, and `ENVS`, over which the environments,
+the replay's columns and the batch of each seed are split. Parameters are whole on every device of their seed. All of it
+is said by the shardings of a few arrays; the program is the same on one device and on many.
+"""
+
+import functools
+import math
+import os
+import resource
+import zlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from utils import AUTO, Config, ConfigError, mesh_shape
+
+SEEDS, ENVS = "seeds", "envs"
+# Arrays that several processes hold are collected in pieces of this size, so that none needs the whole on its device.
+_PIECE_BYTES = 64 * 2**20
+# What the devices of one seed share out evenly.
+_DIVIDED = ("num_envs", "batch_size", "num_eval_envs")
+
+
+def count(config: Config) -> int:
+    """How many devices a run uses."""
+    return config.num_devices or jax.device_count()
+
+
+def make_mesh(config: Config) -> Mesh:
+    """The devices of a run.
+
+    Raises:
+      ConfigError: there are fewer devices than asked for, or the sizes of the run do not divide among them.
+    """
+    devices, num_devices = jax.devices(), count(config)
+    if num_devices > len(devices):
+        raise ConfigError(f"--num_devices {num_devices}: there are {len(devices)}")
+    if num_devices < len(devices) and jax.process_count() > 1:
+        raise ConfigError(f"--num_devices {num_devices}: several processes use all of their {len(devices)} devices")
+    for flag in _DIVIDED:
+        _require_divisible(config, flag, num_devices)
+    shape = mesh_shape(config.num_seeds, num_devices)
+    return Mesh(np.array(devices[:num_devices]).reshape(shape), (SEEDS, ENVS))
+
+
+def _require_divisible(config: Config, flag: str, num_devices: int) -> None:
+    size, (groups, share) = getattr(config, flag), mesh_shape(config.num_seeds, num_devices)
+    if size % share == 0:
+        return
+    legal = [n for n in (size // share * share, -(-size // share) * share) if n]
+    divisor = math.gcd(*(getattr(config, each) for each in _DIVIDED))
+    fewer = max(n for n in range(1, num_devices) if divisor % mesh_shape(config.num_seeds, n)[1] == 0)
+    spread = f" ({groups} groups of devices for {config.num_seeds} seeds)" if groups > 1 else ""
+    raise ConfigError(
+        f"--{flag} {size} does not divide among the {share} devices of a seed{spread}: "
+        f"{' or '.join(map(str, legal))} would, or --num_devices {fewer}"
+    )
+
+
+def sharding(mesh: Mesh, *axes: str | None) -> NamedSharding:
+    """Splits the leading axes of an array over the named axes of the mesh; the rest is whole on every device."""
+    return NamedSharding(mesh, PartitionSpec(*axes))
+
+
+def place(array: np.ndarray, where: NamedSharding | None) -> jax.Array:
+    """Copies an array that every process has to the devices; each holds its own part only."""
+    if where is None:
+        return jnp.array(array)
+    return jax.make_array_from_callback(array.shape, where, lambda index: jnp.array(array[index]))
+
+
+def zeros_like(tree: Any) -> Any:
+    """Zeros of the same shapes, on the same devices."""
+    return jax.tree.map(lambda leaf: place(np.zeros(leaf.shape, leaf.dtype), leaf.sharding), tree)
+
+
+def fetch(tree: Any) -> Any:
+    """All of `tree` as NumPy arrays. With several processes, all must call it at the same moment."""
+    return jax.device_get(jax.tree.map(lambda leaf: leaf if _is_readable(leaf) else _collect(leaf), tree))
+
+
+def _is_readable(leaf: Any) -> bool:
+    return not isinstance(leaf, jax.Array) or leaf.is_fully_addressable or leaf.is_fully_replicated
+
+
+def _collect(leaf: jax.Array) -> np.ndarray:
+    """An array that other processes hold parts of."""
+    spec = leaf.sharding.spec
+    unsplit = [axis for axis in range(leaf.ndim) if axis >= len(spec) or spec[axis] is None]
+    axis = max(unsplit, key=lambda axis: leaf.shape[axis], default=0)
+    length = leaf.shape[axis]
+    step = min(length, max(1, _PIECE_BYTES * length // max(leaf.nbytes, 1))) if unsplit else length
+    cut = _replicated_slice(leaf.sharding.mesh, step, axis)
+    collected = np.empty(leaf.shape, leaf.dtype)
+    for start in range(0, length, max(step, 1)):
+        start = min(start, length - step)
+        collected[(slice(None),) * axis + (slice(start, start + step),)] = cut(leaf, np.int32(start))
+    return collected
+
+
+@functools.cache
+def _replicated_slice(mesh: Mesh, length: int, axis: int) -> Callable[[jax.Array, np.int32], jax.Array]:
+    cut = functools.partial(jax.lax.dynamic_slice_in_dim, slice_size=length, axis=axis)
+    return jax.jit(cut, out_shardings=sharding(mesh))
+
+
+# Several processes.
+
+
+def join(config: Config) -> None:
+    """Meets the other processes of a run on several hosts, before anything else asks JAX for its devices.
+
+    Raises:
+      ConfigError: they cannot be found.
+    """
+    address = config.coordinator_address
+    if address is None:
+        return
+    explicit = (
+        {}
+        if address == AUTO
+        else {"coordinator_address": address, "num_processes": config.num_processes, "process_id": config.process_id}
+    )
+    jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM for itself
+    try:
+        jax.distributed.initialize(**explicit)
+    except (RuntimeError, ValueError) as error:
+        raise ConfigError(f"--coordinator_address {address}: {' '.join(str(error).split())[:300]}") from None
+
+
+def is_first_process() -> bool:
+    """Whether this is the process that logs and saves."""
+    return jax.process_index() == 0
+
+
+def of_first_process(value: float) -> float:
+    """The value that the first process has: for what depends on its clock."""
+    return value if jax.process_count() == 1 else float(multihost_utils.broadcast_one_to_all(np.float32(value)))
+
+
+def in_any_process(*flags: bool) -> tuple[bool, ...]:
+    """Which of the flags are set in one process at least."""
+    if jax.process_count() == 1:
+        return flags
+    return tuple(bool(flag) for flag in multihost_utils.process_allgather(np.array(flags)).any(axis=0))
+
+
+def same_in_all_processes(text: str) -> bool:
+    """Whether all processes call this with one and the same text."""
+    if jax.process_count() == 1:
+        return True
+    checksums = multihost_utils.process_allgather(np.uint32(zlib.crc32(text.encode())))
+    return len(set(checksums.tolist())) == 1
+
+
+def memory_per_device() -> int | None:
+    """Bytes that the first device offers a program; on the CPU its share of the machine's memory. None if unknown."""
+    device = jax.local_devices()[0]
+    if device.platform == "cpu":
+        machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        allowed, _ = resource.getrlimit(resource.RLIMIT_AS)
+        return min([machine, *([allowed] if allowed > 0 else [])]) // jax.local_device_count()
+    return (device.memory_stats() or {}).get("bytes_limit")

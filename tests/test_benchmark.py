@@ -1,0 +1,38 @@
+"""The benchmark on sizes that say nothing: what it measures, and what a sweep leaves."""
+
+import json
+import math
+
+import pytest
+from conftest import flags, tiny
+
+from scripts import benchmark
+
+pytestmark = pytest.mark.usefixtures("probe_registered")
+
+
+def test_a_sweep_leaves_figures_table_and_plot(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(benchmark, "MATMUL_SIZE", 8)
+    monkeypatch.setattr(benchmark, "SWEEP", {"num_envs": (4, 6), "num_seeds": (1, 2)})
+    out = tmp_path / "new" / "sweep.json"
+    more = ["--repeats", "1", "--updates", "2", "--sweep", "--out", str(out)]
+    assert benchmark.main([*flags(tiny()), *more]) == 0
+    results = json.loads(out.read_text())
+    assert [(each["flags"]["num_envs"], each["flags"]["num_seeds"]) for each in results] == [(4, 1), (6, 1), (4, 2)]
+    for each in results:
+        assert all(math.isfinite(value) and value > 0 for value in each.values() if isinstance(value, float))
+    assert results[2]["replay MiB"] == pytest.approx(2 * results[0]["replay MiB"])
+    assert [each["flags"]["num_seeds"] for each in benchmark.along(results, "num_seeds")] == [1, 2]
+    rows = out.with_suffix(".md").read_text().splitlines()
+    assert len(rows) == 4 + 3 and rows[2].startswith("| num_envs | num_seeds |") and rows[6].startswith("| 4 | 2 |")
+    assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+    assert "matmul GFLOP/s" in capsys.readouterr().out
+
+
+def test_a_sweep_that_would_fail_is_refused_first(tmp_path, capsys):
+    """Of all the batch sizes, 2048 is more than the tiny config collects."""
+    assert benchmark.main([*flags(tiny()), "--sweep", "--out", str(tmp_path / "sweep.json")]) == 2
+    assert "--batch_size" in capsys.readouterr().err
+    assert benchmark.main([*flags(tiny()), "--sweep"]) == 2
+    assert "--sweep needs --out" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,32 @@
+"""The plan on paper."""
+
+import dataclasses
+import json
+
+import pytest
+
+from scripts import scale_plan
+from utils import Config, derive_schedule, memory_plan
+
+MEASURED = {"flags": dataclasses.asdict(Config(num_envs=256)), "env steps/s, env alone": 1e5, "update ms": 2.0}
+
+
+def test_parts_divide_among_devices_and_the_exchange_appears():
+    one, four = (scale_plan.plan(MEASURED, 1024, devices, 1e9) for devices in (1, 4))
+    assert one["environments"] == 10 and four["environments"] == 2.5
+    assert one["updates"] == pytest.approx(1e6 / 15.89 * 2e-3, rel=1e-3)
+    assert four["updates"] == pytest.approx(one["updates"] / 4)
+    assert one["exchange"] == 0 < four["exchange"]
+    assert scale_plan.plan(MEASURED, 1024, 4, 2e9)["exchange"] == four["exchange"] / 2
+    config = Config(num_envs=1024)
+    assert one["GiB"] == sum(memory_plan(config, derive_schedule(config), 10, 2, 3).values()) / 2**30
+
+
+def test_the_table_names_the_longest_part(tmp_path, capsys):
+    measured = tmp_path / "measured.json"
+    measured.write_text(json.dumps([MEASURED]))
+    command = [str(measured), "--envs", "1024", "--devices", "1", "64", "--gigabytes_per_second", "0.1"]
+    assert scale_plan.main(command) == 0
+    *_, one, many = capsys.readouterr().out.splitlines()
+    assert one.startswith("| 1,024 | 1 |") and one.endswith("| updates |")
+    assert many.startswith("| 1,024 | 64 |") and many.endswith("| exchange |")
