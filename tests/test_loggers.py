@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+import wandb
 from conftest import tiny
 from durability import arguments, run_dirs, start_process
 from PIL import Image
@@ -15,7 +16,6 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from wandb_server import WandbServer
 
 import training
-import wandb
 from src.loggers import TensorBoardLogger, WandbLogger
 from utils import read_rows
 
