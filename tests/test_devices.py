@@ -31,7 +31,7 @@ def on_devices(config, count, *more):
 
 
 def finish(process, status=0):
-    output = process.communicate(timeout=240)[0]
+    output = process.communicate(timeout=480)[0]
     assert process.returncode == status, output
     return output
 
