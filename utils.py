@@ -212,6 +212,7 @@ def check_config(config: Config) -> None:
         _require_name(flag, getattr(config, flag))
     _check_ranges(config)
     _check_combinations(config)
+    _check_processes(config)
 
 
 def _require_name(flag: str, name: str) -> None:
@@ -294,18 +295,6 @@ def _check_combinations(config: Config) -> None:
             f"--num_envs {c.num_envs} * --max_replay_size {c.max_replay_size} rows are too many to number with 31 "
             f"bits: at most {fits or f'--num_envs {(2**31 - 1) // (c.max_replay_size + c.unroll_length)}'}"
         )
-    if c.coordinator_address in (None, AUTO) and (c.num_processes > 1 or c.process_id):
-        raise ConfigError(
-            f"--num_processes {c.num_processes} and --process_id {c.process_id} need --coordinator_address HOST:PORT, "
-            f"not {c.coordinator_address}"
-        )
-    if c.process_id >= c.num_processes:
-        raise ConfigError(
-            f"--process_id {c.process_id} is out of range: with --num_processes {c.num_processes} at most "
-            f"{c.num_processes - 1}"
-        )
-    if c.coordinator_address not in (None, AUTO) and not re.fullmatch(r".+:\d+", c.coordinator_address):
-        raise ConfigError(f"--coordinator_address {c.coordinator_address!r} is neither HOST:PORT nor {AUTO}")
     if c.seed + c.num_seeds > 2**31:
         raise ConfigError(
             f"--seed {c.seed} and the --num_seeds {c.num_seeds} after it pass 2^31: at most {2**31 - c.num_seeds}"
@@ -323,6 +312,22 @@ def _check_combinations(config: Config) -> None:
             f"(min_replay_size {c.min_replay_size} rows in {c.num_envs} envs, in unrolls of {c.unroll_length}): at "
             f"least {schedule.prefill_env_steps}, or a smaller --min_replay_size"
         )
+
+
+def _check_processes(config: Config) -> None:
+    c = config
+    if c.coordinator_address in (None, AUTO) and (c.num_processes > 1 or c.process_id):
+        raise ConfigError(
+            f"--num_processes {c.num_processes} and --process_id {c.process_id} need --coordinator_address HOST:PORT, "
+            f"not {c.coordinator_address}"
+        )
+    if c.process_id >= c.num_processes:
+        raise ConfigError(
+            f"--process_id {c.process_id} is out of range: with --num_processes {c.num_processes} at most "
+            f"{c.num_processes - 1}"
+        )
+    if c.coordinator_address not in (None, AUTO) and not re.fullmatch(r".+:\d+", c.coordinator_address):
+        raise ConfigError(f"--coordinator_address {c.coordinator_address!r} is neither HOST:PORT nor {AUTO}")
 
 
 # Schedule.

@@ -11,6 +11,7 @@ from scripts import benchmark
 pytestmark = pytest.mark.usefixtures("probe_registered")
 
 
+@pytest.mark.slow
 def test_a_sweep_leaves_figures_table_and_plot(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(benchmark, "MATMUL_SIZE", 8)
     monkeypatch.setattr(benchmark, "SWEEP", {"num_envs": (4, 6), "num_seeds": (1, 2)})

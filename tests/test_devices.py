@@ -31,7 +31,7 @@ def on_devices(config, count, *more):
 
 
 def finish(process, status=0):
-    output = process.communicate(timeout=240)[0]
+    output = process.communicate(timeout=480)[0]
     assert process.returncode == status, output
     return output
 
@@ -136,7 +136,7 @@ def start_two(config, address):
     return [on_devices(config, 1, *together, "--process_id", str(number)) for number in range(2)]
 
 
-@pytest.mark.parametrize("num_seeds", [1, 2])
+@pytest.mark.parametrize("num_seeds", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_two_processes_give_the_numbers_of_one(tmp_path, address, one_device, num_seeds):
     """One seed split over both, or a seed in each. The first process alone leaves anything."""
     config = dataclasses.replace(DIVISIBLE, num_seeds=num_seeds, output_dir=str(tmp_path))
@@ -146,6 +146,7 @@ def test_two_processes_give_the_numbers_of_one(tmp_path, address, one_device, nu
     assert_close(results(config), one_device(num_seeds))
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_of_two_processes_saves_and_ends_both(tmp_path, address, one_device):
     """And both can go on from there."""
     config = dataclasses.replace(DIVISIBLE, num_timesteps=10**9, num_evals=2, output_dir=str(tmp_path))

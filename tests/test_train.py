@@ -378,9 +378,11 @@ def measured_and_planned(program, compiled):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"num_seeds": 2},
+        pytest.param({"num_seeds": 2}, marks=pytest.mark.slow),
         {"num_envs": 512, "max_replay_size": 2000, "batch_size": 64},
-        {"num_timesteps": 100_000, "batch_size": 700, "multiplier_num_sgd_steps": 20},
+        pytest.param(
+            {"num_timesteps": 100_000, "batch_size": 700, "multiplier_num_sgd_steps": 20}, marks=pytest.mark.slow
+        ),
     ],
 )
 def test_the_planned_memory_is_that_of_the_compiled_program(changes):
