@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import flags, tiny
 
-from utils import derive_schedule, parse_config, read_rows
+from utils import derive_schedule, parse_config, read_config, read_rows
 
 ROOT = Path(__file__).resolve().parents[1]
 SEEDS = ("1", "2", "3", "4", "5")
@@ -111,17 +112,22 @@ def test_the_figure_is_drawn_where_the_runs_are(loop):
 
 @pytest.mark.slow
 def test_a_loop_trains_for_real_and_skips_what_is_finished(tmp_path):
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = os.environ | {"PATH": path, "VIRTUAL_ENV": str(tmp_path), "SEEDS": "1 2"}
-    tiny = "--num_envs 8 --batch_size 16 --episode_length 30 --unroll_length 10 --min_replay_size 20 --no_log_wandb"
-    tiny += " --max_replay_size 100 --num_timesteps 2000 --num_evals 3 --num_eval_envs 4 --h_dim 16 --output_dir"
-    command = [ROOT / "scripts" / "logsumexp.sh", *tiny.split(), str(tmp_path)]
-    group = tmp_path / "crl" / "logsumexp_experiments"
+    """On the probe env, which python here gives to training.py."""
+    probe = f'[[ "$1" != training.py ]] || set -- {ROOT}/tests/probe_training.py "${{@:2}}"'
+    (tmp_path / "python").write_text(f'#!/usr/bin/env bash\n{probe}\nexec {sys.executable} "$@"\n')
+    (tmp_path / "python").chmod(0o755)
+    environment = os.environ | {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "VIRTUAL_ENV": str(tmp_path)}
+    environment["SEEDS"] = "1"
+    words = flags(tiny(num_seeds=2, output_dir=str(tmp_path / "runs")))
+    group = tmp_path / "runs" / "crl" / "logsumexp_experiments"
     for _ in range(2):
-        process = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1200)
+        command = [ROOT / "scripts" / "logsumexp.sh", *words, "--no_log_wandb"]
+        process = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
         assert process.returncode == 0, process.stderr
         runs = [path.parent for path in group.glob("*/config.json")]
-        assert len(runs) == 8
+        assert sorted((read_config(run_dir).logsumexp_penalty, read_config(run_dir).seed) for run_dir in runs) == [
+            (penalty, seed) for penalty in (0.0, 0.01, 0.1, 1.0) for seed in (1, 2)
+        ]
         assert all(len(read_rows(run_dir / "metrics.csv", 10**9)) == 3 for run_dir in runs)
-    assert process.stdout.count("nothing left to train") == 8
+    assert process.stdout.count("nothing left to train") == 4
     assert len(list(group.glob("logsumexp*.png"))) == 2

@@ -182,13 +182,8 @@ def test_out_of_reach_at_the_start(server, point_at, tmp_path, capsys, fault):
     assert [steps(run) for run in server.runs.values()] == [[10], [10]]
 
 
-@pytest.mark.parametrize(
-    ("moment", "fault"),
-    [
-        ("middle", "refuses"),
-        *(pytest.param(*case, marks=pytest.mark.slow) for case in [("middle", "drops"), ("end", "drops")]),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("moment", "fault"), [("middle", "refuses"), ("middle", "drops"), ("end", "drops")])
 def test_out_of_reach_later(point_at, tmp_path, capsys, moment, fault):
     with WandbServer() as server, WandbServer() as healthy:
         point_at(server)
