@@ -18,15 +18,17 @@ class Renderer:
     """Draws one environment: the robot orange, what it may move blue, walls grey, the goal green.
 
     The goal is a ball as large as the region of success; one with fewer than three coordinates begins with x, and its
-    ball rests on the ground.
+    ball rests on the ground. Without `shadows` a picture takes a sixth of the time where a CPU draws it.
 
     Raises:
       RuntimeError: no OpenGL library that draws without a screen; the text says what to install.
     """
 
-    def __init__(self, env: GoalEnv, height: int = 480, width: int = 640):
+    def __init__(self, env: GoalEnv, height: int = 480, width: int = 640, shadows: bool = True):
         self.env = env
         self.model = mujoco.MjModel.from_xml_string(scene_xml(env, height, width))
+        if not shadows:
+            self.model.vis.quality.shadowsize = 0
         self.data = mujoco.MjData(self.model)
         self.walled = paint(self.model)
         self.renderer = open_renderer(self.model, height, width)
@@ -38,11 +40,14 @@ class Renderer:
         self.renderer.update_scene(self.data, camera)
         return self.renderer.render()
 
+    def close(self) -> None:
+        """Gives the OpenGL context back."""
+        self.renderer.close()
+
     def camera(self, poses: np.ndarray, goal: np.ndarray) -> mujoco.MjvCamera:
         """A camera that sees the goal and the model in all of the poses (K, nq), for the pictures of one video."""
-        spheres = np.concatenate([self._spheres(q, goal) for q in poses])
-        centres, radii = spheres[:, :3], spheres[:, 3:]
-        low, high = (centres - radii).min(axis=0), (centres + radii).max(axis=0)
+        corners = np.concatenate([self._corners(q, goal) for q in poses])
+        low, high = corners.min(axis=0), corners.max(axis=0)
         camera = mujoco.MjvCamera()
         camera.lookat = (low + high) / 2
         radius = np.linalg.norm(high - low) / 2
@@ -58,11 +63,15 @@ class Renderer:
         self.data.mocap_pos[-1, : len(goal)] = goal
         mujoco.mj_kinematics(self.model, self.data)
 
-    def _spheres(self, q: np.ndarray, goal: np.ndarray) -> np.ndarray:
-        """(geoms, 4) centre and radius of a sphere around everything but planes."""
+    def _corners(self, q: np.ndarray, goal: np.ndarray) -> np.ndarray:
+        """(2 * geoms, 3) lowest and highest corners of the boxes around everything but planes."""
         self._pose(q, goal)
         shown = self.model.geom_type != mujoco.mjtGeom.mjGEOM_PLANE
-        return np.column_stack([self.data.geom_xpos, self.model.geom_rbound])[shown]
+        axes = self.data.geom_xmat[shown].reshape(-1, 3, 3)
+        middle, half = np.split(self.model.geom_aabb[shown], 2, axis=1)
+        centre = self.data.geom_xpos[shown] + np.einsum("gij,gj->gi", axes, middle)
+        reach = np.einsum("gij,gj->gi", np.abs(axes), half)
+        return np.concatenate([centre - reach, centre + reach])
 
 
 def render(env: GoalEnv, q: np.ndarray, goal: np.ndarray) -> np.ndarray:
@@ -96,6 +105,13 @@ def scene_xml(env: GoalEnv, height: int, width: int) -> str:
     ElementTree.SubElement(visual, "global", {"offheight": str(height), "offwidth": str(width)})
     ElementTree.SubElement(visual, "headlight", {"ambient": "0.55 0.55 0.55", "diffuse": "0.3 0.3 0.3"})
     return ElementTree.tostring(root, encoding="unicode")
+
+
+def wall_boxes(env: GoalEnv) -> np.ndarray:
+    """(K, 4) x, y and their half-sizes of the boxes that stand still, in metres."""
+    model = mujoco.MjModel.from_xml_string(scene_xml(env, 8, 8))
+    fixed = (model.geom_bodyid == 0) & (model.geom_type == mujoco.mjtGeom.mjGEOM_BOX)
+    return np.column_stack([model.geom_pos[fixed, :2], model.geom_size[fixed, :2]])
 
 
 def paint(model: mujoco.MjModel) -> bool:
