@@ -1,8 +1,7 @@
 #!/usr/bin/env python
 """Watches a trained policy live and gives it goals: `python scripts/play.py RUN_DIR`, or with `--web` in a browser.
 
-Enter draws a new goal, Backspace a new episode, Space pauses. In the browser, Ctrl and a click put the goal there; on
-the desktop, double-click the green ball and drag it with Ctrl and the right mouse button.
+Enter draws a new goal, Backspace a new episode, Space pauses. In the browser, Ctrl and a click put the goal there.
 """
 
 import dataclasses
