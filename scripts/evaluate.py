@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import sys
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +35,7 @@ MOST_BINS = 5
 class EvaluateConfig:
     """Measures a trained policy on many episodes."""
 
-    run_dir: tyro.conf.Positional[str]
+    run_dir: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="RUN_DIR")]]
     """The run's folder."""
     episodes: int = 1000
     """Episodes for each of the two policies; the first ones are those of the run's own evaluations."""

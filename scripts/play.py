@@ -9,9 +9,8 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-import jax
 import mujoco
 import numpy as np
 import tyro
@@ -32,7 +31,7 @@ SPACE, ENTER, BACKSPACE = 32, 257, 259  # key codes of GLFW
 class PlayConfig:
     """Shows a trained policy live in MuJoCo's viewer, with goals that you choose."""
 
-    run_dir: tyro.conf.Positional[str]
+    run_dir: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="RUN_DIR")]]
     """The run's folder."""
     params: Literal["last", "best"] = "last"
     """The policy of the last evaluation, or the one with the most time near the goal."""
@@ -65,8 +64,12 @@ class Stage:
 
     def _look_at_everything(self) -> None:
         """Lets the viewers' own camera, which starts from the model's statistics, see where goals may lie."""
-        starts = jax.vmap(self.player.env.sample_start)(jax.random.split(jax.random.key(0), 32))
-        camera = self.scene.camera(np.asarray(starts[0]), np.asarray(starts[2]))
+        poses, goals = [], []
+        for _ in range(32):
+            self.player.new_episode()
+            poses.append(self.player.q)
+            goals.append(self.player.goal)
+        camera = self.scene.camera(np.array(poses), np.array(goals))
         self.model.stat.center, self.model.stat.extent = camera.lookat, camera.distance / 1.5
         self.model.vis.global_.azimuth, self.model.vis.global_.elevation = camera.azimuth, camera.elevation
 
@@ -84,7 +87,8 @@ class Stage:
         if self.paused or now < self._due:
             return False
         period = self.player.seconds_per_action / self.speed
-        self._due = max(self._due + period, now)  # never hurries to make up for a slow computer
+        punctual = now - self._due < period
+        self._due = (self._due if punctual else now) + period  # what was missed is not made up for
         self.player.act()
         self.data.time += self.player.seconds_per_action
         self._show()

@@ -23,7 +23,7 @@ from src.video import SECONDS, SHOWN, film, record, write_film  # noqa: E402
 class RenderConfig:
     """Draws a video of a trained policy and the goal it is given."""
 
-    run_dir: tyro.conf.Positional[str]
+    run_dir: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="RUN_DIR")]]
     """The run's folder."""
     params: Literal["last", "best"] = "last"
     """The policy of the last evaluation, or the one with the most time near the goal."""

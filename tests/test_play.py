@@ -98,12 +98,14 @@ def test_a_goal_can_be_put_anywhere(stage):
     np.testing.assert_allclose(stage.player.goal, [-0.5, 0.75])
 
 
-def test_it_plays_in_real_time(stage):
-    stage.speed = 1.0
-    stage.advance()
-    assert not stage.advance()  # the next action is due in 0.1 s
-    time.sleep(0.11)
-    assert stage.advance()
+def test_it_plays_in_real_time(stage, monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    stage.speed = 0.5  # an action of 0.1 s takes 0.2 s
+    acted = []
+    for clock[0] in (100.0, 100.1, 100.19, 100.21, 100.39, 100.41, 105.0, 105.1, 105.21):
+        acted.append(stage.advance())
+    assert acted == [True, False, False, True, False, True, True, False, True]
 
 
 def test_requests_that_cannot_be_carried_out(tmp_path, capsys, monkeypatch):
