@@ -34,6 +34,10 @@ class Scene:
         self.data.mocap_pos[-1, : len(goal)] = goal
         mujoco.mj_kinematics(self.model, self.data)
 
+    def forward(self) -> None:
+        """Computes all else of the pose that a viewer may ask for."""
+        mujoco.mj_forward(self.model, self.data)
+
     def camera(self, poses: np.ndarray, goals: np.ndarray) -> mujoco.MjvCamera:
         """A camera that sees the model in all of the poses (K, nq) and all goals, (K, goal_dim) or the one of all."""
         goals = np.broadcast_to(goals, (len(poses), np.shape(goals)[-1]))

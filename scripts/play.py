@@ -11,7 +11,6 @@ import time
 from pathlib import Path
 from typing import Annotated, Literal
 
-import mujoco
 import numpy as np
 import tyro
 
@@ -76,7 +75,7 @@ class Stage:
     def _show(self) -> None:
         self.scene.pose(self.player.q, self.player.goal)
         self.shown_goal = self.data.mocap_pos[-1].copy()
-        mujoco.mj_forward(self.model, self.data)
+        self.scene.forward()
 
     def advance(self) -> bool:
         """Acts if an action is due, after taking over a goal that was moved in the viewer; whether anything changed."""

@@ -1,11 +1,14 @@
 """Pictures: every environment can be drawn, the goal stands where it was put, and without OpenGL one line says so."""
 
+import sys
+
 import mujoco
 import numpy as np
 import pytest
 from drawing import DrawnProbe, needs_opengl, pixels
 
 from envs import ENVS, make_env
+from envs.base import without_missing_opengl
 from envs.render import Renderer, Scene, open_renderer, scene_xml, wall_boxes
 
 
@@ -74,3 +77,17 @@ def test_without_opengl_one_line_says_what_to_install(monkeypatch):
     with pytest.raises(RuntimeError, match="install libegl1, or libosmesa6 and set MUJOCO_GL=osmesa") as error:
         open_renderer(mujoco.MjModel.from_xml_string("<mujoco/>"), 8, 8)
     assert "\n" not in str(error.value)
+
+
+def test_a_missing_library_named_by_mujoco_gl_is_done_without(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "platform", "linux")
+    assert without_missing_opengl("glfw") == "glfw"
+    assert capsys.readouterr().err == ""
+
+    def missing(_):
+        raise OSError("no such file")
+
+    monkeypatch.setattr("ctypes.CDLL", missing)
+    assert without_missing_opengl("EGL") == "disabled"
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "MUJOCO_GL=EGL" in line and "libEGL" in line

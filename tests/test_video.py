@@ -1,5 +1,9 @@
 """Videos: whole episodes of the policy as it acts, the goal and the robot in every frame, files that play."""
 
+import re
+import subprocess
+from pathlib import Path
+
 import imageio_ffmpeg
 import jax
 import numpy as np
@@ -71,12 +75,12 @@ def test_every_frame_shows_robot_and_goal_under_a_caption():
     assert np.any(frames[0] != frames[-1])
 
 
-def read_mp4(path) -> tuple[dict, np.ndarray]:
-    """What the file says of itself, and its frames (F, H, W, 3)."""
-    reader = imageio_ffmpeg.read_frames(str(path))
-    about = next(reader)
-    width, height = about["size"]
-    return about, np.stack([np.frombuffer(frame, np.uint8).reshape(height, width, 3) for frame in reader])
+def read_mp4(path: Path, width: int) -> tuple[str, np.ndarray]:
+    """What ffmpeg says of the file, and its frames (F, H, W, 3)."""
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-i", str(path), "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
+    process = subprocess.run(command, capture_output=True, check=True)
+    height = int(re.search(rf"{width}x(\d+)", process.stderr.decode())[1])
+    return process.stderr.decode(), np.frombuffer(process.stdout, np.uint8).reshape(-1, height, width, 3)
 
 
 def test_files_play(tmp_path):
@@ -84,9 +88,9 @@ def test_files_play(tmp_path):
     frames[:, :, :, 0] = 20 * np.arange(10)[:, None, None]
     paths = write_film(tmp_path / "videos" / "000000000100", frames)
     assert [path.name for path in paths] == ["000000000100.mp4", "000000000100.gif"]
-    about, mp4 = read_mp4(paths[0])
+    about, mp4 = read_mp4(paths[0], 64)
     assert mp4.shape == frames.shape
-    assert (about["codec"], about["fps"]) == ("h264", FPS)
+    assert "h264" in about and f"{FPS} fps" in about
     np.testing.assert_allclose(mp4[:, 16, 32, 0].astype(int), 20 * np.arange(10), atol=12)
     with Image.open(paths[1]) as gif:
         assert (gif.n_frames, gif.size) == (5, (64, 32))
@@ -102,7 +106,7 @@ def test_video_of_a_run_folder(tmp_path, capsys):
     with registered(probe=DrawnProbe):
         assert render.main([str(run_dir), "--params", "best", "--show", "best", "--out", str(tmp_path / "imgs/p")]) == 0
     assert {path.name for path in (tmp_path / "imgs").iterdir()} == {"p.mp4", "p.gif"}
-    assert read_mp4(tmp_path / "imgs" / "p.mp4")[0]["size"][0] == WIDTH
+    assert len(read_mp4(tmp_path / "imgs" / "p.mp4", WIDTH)[1]) == round(0.8 * FPS)
     assert "p.gif" in capsys.readouterr().out
 
 
