@@ -19,6 +19,7 @@ from envs import make_env
 from src import devices
 from src.checkpoint import PARAMS_FILE, CheckpointWriter, host_arrays
 from src.run_folder import Checkpoint, SeedRun, find_checkpoints, load_run_state, lock, seed_configs
+from src.showcase import Showcase
 from src.train import Moment, Program, RunState, make_program, run
 from utils import (
     NEWEST,
@@ -259,6 +260,7 @@ class Recorder:
         self.runs = runs
         self.progress = progress
         self.writer = CheckpointWriter(progress.announce)
+        self.showcase = Showcase(program, progress.announce)
         self.seconds_between = 60 * program.config.checkpoint_every or float("inf")
         self.keep_replay = program.config.checkpoint_replay
         self.saved_at, self.saved_position = time.monotonic(), None
@@ -277,6 +279,8 @@ class Recorder:
             self._report(moment)
         if moment.metrics is not None or any(devices.in_any_process(self._is_due())):
             self.checkpoint(moment)
+        if moment.metrics is not None and self.showcase.due(moment.run_state.position):
+            self._show(moment)  # once the parameters are on the disk
         for seed_run in self.runs:
             seed_run.checked_at = moment.env_steps
 
@@ -295,6 +299,13 @@ class Recorder:
 
     def _is_due(self) -> bool:
         return time.monotonic() - self.saved_at > self.seconds_between
+
+    def _show(self, moment: Moment) -> None:
+        agent_state = jax.device_get(moment.run_state.train_state.agent_state)
+        for index, seed_run in enumerate(self.runs):
+            if not seed_run.failure:
+                own = self._own(agent_state, index)
+                self.showcase.show(seed_run.run_dir, own, moment.run_state.position, moment.env_steps)
 
     def checkpoint(self, moment: Moment) -> None:
         """Starts to write a checkpoint of every healthy seed, if this moment has none yet."""

@@ -126,6 +126,11 @@ class Config:
     """LayerNorm in actor and both encoders."""
     normalize_observations: bool = False
     """Standardise states and goals by running moments, in actor and both encoders."""
+    render: bool = True
+    """Leave a video and pictures of the final policy in the run folder."""
+    video_every: int = 0
+    """Evaluations between videos, besides the one at the end; 0 is none. Each keeps training waiting, and says how
+    long."""
     log_wandb: bool = False
     """Also log to Weights & Biases; without an account or network, to its offline folder."""
     wandb_mode: Annotated[str, _names(WANDB_MODES)] = "online"
@@ -230,7 +235,7 @@ _LEAST = {
     **dict.fromkeys(("multiplier_num_sgd_steps", "h_dim", "n_hidden", "repr_dim"), 1),
     **dict.fromkeys(("batch_size", "episode_length", "min_replay_size"), 2),
     "max_replay_size": 3,
-    **dict.fromkeys(("checkpoint_every", "keep_policies", "num_devices", "process_id", "seed_batch"), 0),
+    **dict.fromkeys(("checkpoint_every", "keep_policies", "num_devices", "process_id", "seed_batch", "video_every"), 0),
     "num_processes": 1,
     **dict.fromkeys(("seed", "logsumexp_penalty", "l2_penalty", "policy_lr", "critic_lr", "alpha_lr"), 0),
 }

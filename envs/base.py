@@ -6,10 +6,13 @@ never sees it. Shapes here are those of one environment; `envs.wrappers.VectorEn
 
 import abc
 import contextlib
+import ctypes.util
 import dataclasses
 import difflib
 import importlib
 import io
+import os
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +24,27 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+
+def without_missing_opengl(chosen: str) -> str:
+    """The value of `MUJOCO_GL` to go on with: `chosen`, or "disabled" if that names a library that is not installed.
+
+    MuJoCo could not even be imported then, but only pictures need OpenGL.
+    """
+    library = {"egl": "EGL", "osmesa": "OSMesa"}.get(chosen.lower())
+    if library is None or sys.platform != "linux":
+        return chosen
+    try:
+        ctypes.CDLL(ctypes.util.find_library(library) or f"lib{library}.so")
+    except OSError:
+        print(
+            f"warning: nothing can be drawn, MUJOCO_GL={chosen} needs lib{library}, which is missing", file=sys.stderr
+        )
+        return "disabled"
+    return chosen
+
+
+if os.environ.get("MUJOCO_GL"):
+    os.environ["MUJOCO_GL"] = without_missing_opengl(os.environ["MUJOCO_GL"])
 with contextlib.redirect_stdout(io.StringIO()):  # MJX prints that its optional engine, Warp, is not installed
     import brax
 

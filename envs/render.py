@@ -14,14 +14,11 @@ GOAL, ROBOT, THING, WALL = "0.1 0.7 0.2 0.6", (0.9, 0.45, 0.1, 1), (0.2, 0.4, 0.
 NO_OPENGL = "no OpenGL to draw with: install libegl1, or libosmesa6 and set MUJOCO_GL=osmesa"
 
 
-class Renderer:
-    """Draws one environment: the robot orange, what it may move blue, walls grey, the goal green.
+class Scene:
+    """One environment as MuJoCo draws it: the robot orange, what it may move blue, walls grey, the goal green.
 
     The goal is a ball as large as the region of success; one with fewer than three coordinates begins with x, and its
-    ball rests on the ground.
-
-    Raises:
-      RuntimeError: no OpenGL library that draws without a screen; the text says what to install.
+    ball rests on the ground. It is the body `commanded_goal`, the model's last mocap body.
     """
 
     def __init__(self, env: GoalEnv, height: int = 480, width: int = 640):
@@ -29,20 +26,23 @@ class Renderer:
         self.model = mujoco.MjModel.from_xml_string(scene_xml(env, height, width))
         self.data = mujoco.MjData(self.model)
         self.walled = paint(self.model)
-        self.renderer = open_renderer(self.model, height, width)
 
-    def render(self, q: np.ndarray, goal: np.ndarray, camera: mujoco.MjvCamera | None = None) -> np.ndarray:
-        """(H, W, 3) uint8 picture of joint positions `q` and a goal; by default all of both is seen."""
-        camera = camera or self.camera(np.asarray(q)[None], goal)
-        self._pose(q, goal)
-        self.renderer.update_scene(self.data, camera)
-        return self.renderer.render()
+    def pose(self, q: np.ndarray, goal: np.ndarray) -> None:
+        """Puts joint positions `q` and the goal where they belong."""
+        self.data.qpos[:] = q
+        self.data.mocap_pos[-1] = np.append(np.zeros(2), self.env.goal_dist)
+        self.data.mocap_pos[-1, : len(goal)] = goal
+        mujoco.mj_kinematics(self.model, self.data)
 
-    def camera(self, poses: np.ndarray, goal: np.ndarray) -> mujoco.MjvCamera:
-        """A camera that sees the goal and the model in all of the poses (K, nq), for the pictures of one video."""
-        spheres = np.concatenate([self._spheres(q, goal) for q in poses])
-        centres, radii = spheres[:, :3], spheres[:, 3:]
-        low, high = (centres - radii).min(axis=0), (centres + radii).max(axis=0)
+    def forward(self) -> None:
+        """Computes all else of the pose that a viewer may ask for."""
+        mujoco.mj_forward(self.model, self.data)
+
+    def camera(self, poses: np.ndarray, goals: np.ndarray) -> mujoco.MjvCamera:
+        """A camera that sees the model in all of the poses (K, nq) and all goals, (K, goal_dim) or the one of all."""
+        goals = np.broadcast_to(goals, (len(poses), np.shape(goals)[-1]))
+        corners = np.concatenate([self._corners(q, goal) for q, goal in zip(poses, goals, strict=True)])
+        low, high = corners.min(axis=0), corners.max(axis=0)
         camera = mujoco.MjvCamera()
         camera.lookat = (low + high) / 2
         radius = np.linalg.norm(high - low) / 2
@@ -52,17 +52,40 @@ class Renderer:
         camera.azimuth, camera.elevation = 90, -65 if self.walled else -50
         return camera
 
-    def _pose(self, q: np.ndarray, goal: np.ndarray) -> None:
-        self.data.qpos[:] = q
-        self.data.mocap_pos[-1] = np.append(np.zeros(2), self.env.goal_dist)
-        self.data.mocap_pos[-1, : len(goal)] = goal
-        mujoco.mj_kinematics(self.model, self.data)
-
-    def _spheres(self, q: np.ndarray, goal: np.ndarray) -> np.ndarray:
-        """(geoms, 4) centre and radius of a sphere around everything but planes."""
-        self._pose(q, goal)
+    def _corners(self, q: np.ndarray, goal: np.ndarray) -> np.ndarray:
+        """(2 * geoms, 3) lowest and highest corners of the boxes around everything but planes."""
+        self.pose(q, goal)
         shown = self.model.geom_type != mujoco.mjtGeom.mjGEOM_PLANE
-        return np.column_stack([self.data.geom_xpos, self.model.geom_rbound])[shown]
+        axes = self.data.geom_xmat[shown].reshape(-1, 3, 3)
+        middle, half = np.split(self.model.geom_aabb[shown], 2, axis=1)
+        centre = self.data.geom_xpos[shown] + np.einsum("gij,gj->gi", axes, middle)
+        reach = np.einsum("gij,gj->gi", np.abs(axes), half)
+        return np.concatenate([centre - reach, centre + reach])
+
+
+class Renderer(Scene):
+    """Draws a scene into arrays. Without `shadows` a picture takes a sixth of the time where a CPU draws it.
+
+    Raises:
+      RuntimeError: no OpenGL library that draws without a screen; the text says what to install.
+    """
+
+    def __init__(self, env: GoalEnv, height: int = 480, width: int = 640, shadows: bool = True):
+        super().__init__(env, height, width)
+        if not shadows:
+            self.model.vis.quality.shadowsize = 0
+        self.renderer = open_renderer(self.model, height, width)
+
+    def render(self, q: np.ndarray, goal: np.ndarray, camera: mujoco.MjvCamera | None = None) -> np.ndarray:
+        """(H, W, 3) uint8 picture of joint positions `q` and a goal; by default all of both is seen."""
+        camera = camera or self.camera(np.asarray(q)[None], goal)
+        self.pose(q, goal)
+        self.renderer.update_scene(self.data, camera)
+        return self.renderer.render()
+
+    def close(self) -> None:
+        """Gives the OpenGL context back."""
+        self.renderer.close()
 
 
 def render(env: GoalEnv, q: np.ndarray, goal: np.ndarray) -> np.ndarray:
@@ -96,6 +119,13 @@ def scene_xml(env: GoalEnv, height: int, width: int) -> str:
     ElementTree.SubElement(visual, "global", {"offheight": str(height), "offwidth": str(width)})
     ElementTree.SubElement(visual, "headlight", {"ambient": "0.55 0.55 0.55", "diffuse": "0.3 0.3 0.3"})
     return ElementTree.tostring(root, encoding="unicode")
+
+
+def wall_boxes(env: GoalEnv) -> np.ndarray:
+    """(K, 4) x, y and their half-sizes of the boxes that stand still, in metres."""
+    model = Scene(env).model
+    fixed = (model.geom_bodyid == 0) & (model.geom_type == mujoco.mjtGeom.mjGEOM_BOX)
+    return np.column_stack([model.geom_pos[fixed, :2], model.geom_size[fixed, :2]])
 
 
 def paint(model: mujoco.MjModel) -> bool:

@@ -151,6 +151,16 @@ def act(
     return jnp.tanh(mean if deterministic else mean + std * jax.random.normal(key, mean.shape))
 
 
+def energy(
+    config: Config, networks: Networks, agent_state: AgentState, state: jax.Array, action: jax.Array, goal: jax.Array
+) -> jax.Array:
+    """(...) the critic's energy of states (..., state_dim), actions (..., action_size) and goals (..., goal_dim)."""
+    state, goal = normalize(agent_state.normalizer, networks, state, goal)
+    critic = agent_state.params["critic"]
+    phi = networks.sa_encoder.apply(critic["sa_encoder"], state, action)
+    return ENERGY_FNS[config.energy_fn](phi, networks.g_encoder.apply(critic["g_encoder"], goal))
+
+
 def critic_loss(
     config: Config, params: dict[str, Any], phi: jax.Array, psi: jax.Array
 ) -> tuple[jax.Array, dict[str, jax.Array]]:

@@ -1,6 +1,7 @@
 """Evaluation: one jitted roll-out over a frozen set of starts and goals, reduced on the device."""
 
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,17 +13,56 @@ from envs.wrappers import VectorEnv
 EVAL_GOALS_SEED = 20_240_820
 
 
-def evaluate(
-    env: VectorEnv, policy: Callable[[jax.Array, jax.Array], jax.Array], num_eval_envs: int, key: jax.Array
-) -> dict[str, jax.Array]:
+Policy = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+class Episodes(NamedTuple):
+    """What N whole episodes came to.
+
+    Attributes:
+      goal: (N, goal_dim) commanded.
+      start, last: (N, state_dim) the states in which they began and ended.
+      totals: name -> (N,) sum over the episode of each metric the env reports, and of `reward`.
+      length: (N,) env steps until the end.
+    """
+
+    goal: jax.Array
+    start: jax.Array
+    last: jax.Array
+    totals: dict[str, jax.Array]
+    length: jax.Array
+
+
+def evaluate(env: VectorEnv, policy: Policy, num_eval_envs: int, key: jax.Array) -> dict[str, jax.Array]:
     """Runs `num_eval_envs` episodes of `policy(obs, key) -> action` and sums each metric the env reports over each.
 
     Returns the mean over episodes of every sum as `episode_NAME` with `_std`, `_min`, `_max`; `episode_success_any`,
     the share of episodes with at least one success; and `avg_episode_length` in env steps.
     """
-    first = env.reset(jax.random.key(EVAL_GOALS_SEED), num_eval_envs)
+    episodes, _ = run_episodes(env, policy, num_eval_envs, key)
+    return _summary(episodes.totals, episodes.length)
+
+
+def run_episodes(
+    env: VectorEnv,
+    policy: Policy,
+    num_episodes: int,
+    key: jax.Array,
+    keep: Callable[[EnvState], Any] = lambda env_state: None,
+) -> tuple[Episodes, Any]:
+    """Runs `num_episodes` episodes on the frozen starts and goals, from first to last step, none begun anew.
+
+    Returns them and `keep(env_state)` after every action, stacked (actions, N, ...); what an env does after its episode
+    has ended, a later row of `keep` included, means nothing.
+    """
+    first = env.reset(jax.random.key(EVAL_GOALS_SEED), num_episodes)
     totals = jax.tree.map(jnp.zeros_like, {"reward": first.reward, **first.metrics})
-    start = {"running": jnp.ones(num_eval_envs), "length": jnp.zeros(num_eval_envs), "totals": totals}
+    start = {
+        "running": jnp.ones(num_episodes),
+        "length": jnp.zeros(num_episodes),
+        "last": first.state,
+        "totals": totals,
+    }
 
     def step(carry: tuple[EnvState, dict], step_key: jax.Array):
         env_state, episode = carry
@@ -32,14 +72,15 @@ def evaluate(
         episode = {
             "running": running * (1.0 - env_state.done),
             "length": jnp.where(running > 0, env_state.steps, episode["length"]),
+            "last": jnp.where(running[:, None] > 0, env_state.state, episode["last"]),
             # `where`, not a product: an ended episode may run into non-finite numbers that must not count.
             "totals": jax.tree.map(lambda t, v: t + jnp.where(running > 0, v, 0.0), episode["totals"], values),
         }
-        return (env_state, episode), None
+        return (env_state, episode), keep(env_state)
 
-    num_steps = -(-env.episode_length // env.action_repeat)
-    (_, episode), _ = jax.lax.scan(step, (first, start), jax.random.split(key, num_steps))
-    return _summary(episode["totals"], episode["length"])
+    num_actions = -(-env.episode_length // env.action_repeat)
+    (_, episode), kept = jax.lax.scan(step, (first, start), jax.random.split(key, num_actions))
+    return Episodes(first.goal, first.state, episode["last"], episode["totals"], episode["length"]), kept
 
 
 def _summary(totals: dict[str, jax.Array], length: jax.Array) -> dict[str, jax.Array]:

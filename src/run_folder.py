@@ -20,12 +20,13 @@ from src.checkpoint import (
     host_arrays,
     learned_arrays,
     list_checkpoints,
+    load_params,
     read_arrays,
     read_manifest,
     save_params,
 )
 from src.loggers import TensorBoardLogger, WandbLogger
-from src.train import Position, Program, RunState, beginning, empty_replay
+from src.train import Position, Program, RunState, beginning, beside_training, empty_replay, make_program
 from utils import (
     NEWEST,
     Config,
@@ -34,6 +35,7 @@ from utils import (
     Logger,
     Schedule,
     command_line,
+    derive_schedule,
     make_run_dir,
     read_config,
     read_rows,
@@ -46,6 +48,7 @@ from utils import (
 _MAY_DIFFER = {
     *("resume", "dry_run", "output_dir", "log_wandb", "wandb_mode", "log_tensorboard", "compilation_cache"),
     *("checkpoint_every", "checkpoint_replay", "keep_policies", "num_evals", "num_timesteps"),
+    *("render", "video_every"),
     *("seed_batch", "num_devices", "coordinator_address", "num_processes", "process_id"),
 }
 # Blown-up envs per env step beyond which an epoch no longer says anything of the task.
@@ -181,6 +184,32 @@ def lock(run_dir: Path) -> IO:
             raise ConfigError(f"cannot lock {run_dir}: {error.strerror}") from None
         on_failure.pop_all()
     return file
+
+
+# What a run has learned, for the programs that look at it.
+
+PARAMS_FILES = {"last": PARAMS_FILE, "best": BEST_PARAMS_FILE}
+
+
+def load_trained(run_dir: Path, params: str = "last", eval_env: str | None = None) -> tuple[Program, Any]:
+    """The program of a run folder and its agent state, the optimiser's numbers left out.
+
+    Args:
+      params: which policy, a key of `PARAMS_FILES`.
+      eval_env: the environment to evaluate on instead of the run's own.
+
+    Raises:
+      ValueError: no run folder, no policy in it, or an environment that does not exist or does not fit.
+    """
+    config = read_config(run_dir)
+    # One device is enough, and the run's sizes need not divide among those that happen to be here.
+    config = dataclasses.replace(config, eval_env=eval_env or config.eval_env, num_devices=1)
+    path = run_dir / PARAMS_FILES[params]
+    if not path.exists():
+        raise ConfigError(f"{run_dir} holds no policy: no {path.name}, which the first evaluation leaves")
+    program = make_program(config, derive_schedule(config))
+    agent_state = load_params(path, jax.eval_shape(program.algorithm.init, jax.random.key(0)))
+    return beside_training(program), agent_state.replace(opt_state=None)
 
 
 # Running.

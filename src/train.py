@@ -101,6 +101,12 @@ def make_program(config: Config, schedule: Schedule) -> Program:
     return Program(config, schedule, vector(env), vector(eval_env), contrastive_rl(config, env), mesh)
 
 
+def beside_training(program: Program) -> Program:
+    """The same program with its evaluation on one device of this process: for what is drawn or measured besides."""
+    env = program.eval_env
+    return program._replace(eval_env=VectorEnv(env.env, env.episode_length, env.action_repeat))
+
+
 # One training step, top down. All of it is pure; the seed axis is a vmap around it.
 
 

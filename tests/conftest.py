@@ -124,6 +124,7 @@ TINY = Config(
     max_replay_size=20,
     h_dim=8,
     repr_dim=4,
+    render=False,
 )
 
 

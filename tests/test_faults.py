@@ -387,7 +387,7 @@ _SMALL = {
     **{
         name: st.booleans()
         for name, field in _FIELDS.items()
-        if field.type is bool and name not in ("log_wandb", "dry_run")
+        if field.type is bool and name not in ("log_wandb", "dry_run", "render")
     },
 }
 

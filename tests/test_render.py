@@ -1,28 +1,20 @@
 """Pictures: every environment can be drawn, the goal stands where it was put, and without OpenGL one line says so."""
 
+import sys
+
 import mujoco
 import numpy as np
 import pytest
+from drawing import DrawnProbe, needs_opengl, pixels
 
 from envs import ENVS, make_env
-from envs.render import Renderer, open_renderer, scene_xml
-
-
-def can_draw() -> bool:
-    try:
-        open_renderer(mujoco.MjModel.from_xml_string("<mujoco/>"), 8, 8).close()
-    except RuntimeError:
-        return False
-    return True
-
-
-needs_opengl = pytest.mark.skipif(not can_draw(), reason="no OpenGL library that draws without a screen")
+from envs.base import without_missing_opengl
+from envs.render import Renderer, Scene, open_renderer, scene_xml, wall_boxes
 
 
 def green(picture: np.ndarray) -> np.ndarray:
     """(K, 2) rows and columns of the pixels of the goal."""
-    red, green, blue = picture.astype(int).transpose(2, 0, 1)
-    return np.argwhere((green > red + 40) & (green > blue + 40))
+    return np.argwhere(pixels(picture, "green"))
 
 
 @pytest.mark.parametrize("name", ENVS)
@@ -62,6 +54,21 @@ def test_camera_of_a_video_sees_every_pose():
     assert np.any(pictures[0] != pictures[2])
 
 
+def test_camera_sees_each_pose_with_its_own_goal():
+    scene = Scene(DrawnProbe())
+    poses, goals = np.array([[0.0, 0.0], [3.0, 0.0]]), np.array([[-1.0, 0.0], [1.0, 0.0]])
+    camera = scene.camera(poses, goals)
+    low, high = -1 - 0.2, 3 + 0.1  # the goal's radius left of it, the point's right of it
+    assert camera.lookat[0] == pytest.approx((low + high) / 2)
+    assert scene.camera(poses, goals[1]).distance < camera.distance
+
+
+def test_walls_are_those_of_the_model():
+    np.testing.assert_allclose(wall_boxes(DrawnProbe()), [[0.5, 0.5, 0.1, 0.2]])
+    env = make_env("ant_u_maze")
+    assert len(wall_boxes(env)) == env.walls.sum()
+
+
 def test_without_opengl_one_line_says_what_to_install(monkeypatch):
     def no_context(*_):
         raise AttributeError("'NoneType' object has no attribute 'eglQueryString'")
@@ -70,3 +77,17 @@ def test_without_opengl_one_line_says_what_to_install(monkeypatch):
     with pytest.raises(RuntimeError, match="install libegl1, or libosmesa6 and set MUJOCO_GL=osmesa") as error:
         open_renderer(mujoco.MjModel.from_xml_string("<mujoco/>"), 8, 8)
     assert "\n" not in str(error.value)
+
+
+def test_a_missing_library_named_by_mujoco_gl_is_done_without(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "platform", "linux")
+    assert without_missing_opengl("glfw") == "glfw"
+    assert capsys.readouterr().err == ""
+
+    def missing(_):
+        raise OSError("no such file")
+
+    monkeypatch.setattr("ctypes.CDLL", missing)
+    assert without_missing_opengl("EGL") == "disabled"
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "MUJOCO_GL=EGL" in line and "libEGL" in line

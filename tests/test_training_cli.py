@@ -34,6 +34,7 @@ REACHER = Config(
     num_evals=3,
     num_eval_envs=4,
     h_dim=16,
+    render=False,
 )
 
 

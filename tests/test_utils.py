@@ -30,6 +30,8 @@ from envs.base import BACKENDS
 from src import crl, devices, loggers, replay_buffer, run_folder, train
 from src.losses import CONTRASTIVE_LOSSES, ENERGY_FNS
 from src.networks import NETWORKS
+from src.showcase import Showcase
+from src.train import Position
 from utils import Config, ConfigError, derive_schedule, parse_config
 
 FIELDS = {field.name: field for field in dataclasses.fields(Config)}
@@ -150,6 +152,14 @@ class LogsToAFile:
         pass
 
 
+def drawn_at(config, tmp_path):
+    """At which evaluations something is drawn, and would be with `render`."""
+    program = make_probe_program(config)
+    positions = [Position(training_steps=at) for at in program.schedule.eval_at]
+    programs = (program, program._replace(config=dataclasses.replace(config, render=True)))
+    return [[Showcase(each, print).due(position) for position in positions] for each in programs]
+
+
 def command(config, tmp_path):
     """All that a training leaves behind and says, without times."""
     output_dir = Path(tempfile.mkdtemp(dir=tmp_path))
@@ -234,6 +244,8 @@ EFFECTS = {
     "use_ln": (True, one_update),
     "normalize_observations": (True, one_update),
     "seed": (1, command),
+    "render": (True, drawn_at),
+    "video_every": (1, drawn_at),
     "log_wandb": (True, command),
     "wandb_mode": ("offline", wandb_mode),
     "log_tensorboard": (True, command),
@@ -450,6 +462,7 @@ RANGES = [
     ("repr_dim", [0, 2**31], [1]),
     ("checkpoint_every", [-1.0, math.inf, math.nan], [0.0, 0.5]),
     ("keep_policies", [-1, 2**31], [0, 3]),
+    ("video_every", [-1, 2**31], [0, 3]),
     ("exp_name", ["", "a/b", ".hidden", "x" * 101, "two\nlines"], ["x" * 100, "a b.c"]),
     ("group_name", ["", "../up"], ["group"]),
     ("project_name", ["", "a\\b"], ["project"]),

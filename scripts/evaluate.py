@@ -1,0 +1,157 @@
+#!/usr/bin/env python
+"""Measures a trained policy: `python scripts/evaluate.py RUN_DIR --episodes 1000`.
+
+Prints success and time near the goal with confidence intervals, deterministic and stochastic, by distance to the goal;
+writes the table as evaluation.csv and draws the pictures of `src/insight.py` into the run folder.
+"""
+
+import dataclasses
+import functools
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from scipy import stats
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any directory
+
+import training  # noqa: E402
+from scripts.plot import markdown_table, write_csv  # noqa: E402
+from src.command_line import ConfigError, parse  # noqa: E402
+from src.evaluator import Episodes, run_episodes  # noqa: E402
+from src.insight import draw_all  # noqa: E402
+from src.run_folder import load_trained  # noqa: E402
+from src.statistics import stratified_bootstrap  # noqa: E402
+from src.train import Program  # noqa: E402
+
+MOST_BINS = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateConfig:
+    """Measures a trained policy on many episodes."""
+
+    run_dir: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="RUN_DIR")]]
+    """The run's folder."""
+    episodes: int = 1000
+    """Episodes for each of the two policies; the first ones are those of the run's own evaluations."""
+    params: Literal["last", "best"] = "last"
+    """The policy of the last evaluation, or the one with the most time near the goal."""
+    eval_env: str | None = None
+    """Environment to evaluate on, of the same sizes; None is the one the run is evaluated on."""
+    confidence: float = 0.95
+    """Confidence of the intervals."""
+    seed: int = 0
+    """Where sampled actions and the bootstrap's resamples come from."""
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def roll_out(
+    program: Program, num_episodes: int, agent_state: Any, key: jax.Array, deterministic: jax.Array
+) -> Episodes:
+    """Whole episodes of a policy whose `deterministic` is data, so that one program serves both."""
+
+    def policy(obs: jax.Array, key: jax.Array) -> jax.Array:
+        actions = [program.algorithm.act(agent_state, obs, key, deterministic=which) for which in (True, False)]
+        return jnp.where(deterministic, *actions)
+
+    return run_episodes(program.eval_env, policy, num_episodes, key)[0]
+
+
+def distance_bins(distances: np.ndarray, goal_dist: float) -> list[tuple[float, float]]:
+    """Bounds of up to `MOST_BINS` equal bins over the distances (N,), none narrower than the goal's own width."""
+    low, high = float(distances.min()), float(distances.max())
+    count = int(np.clip((high - low) / (2 * goal_dist), 1, MOST_BINS))
+    edges = np.linspace(low, high, count + 1)
+    return list(zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True))
+
+
+def table_rows(
+    episodes: Episodes, distances: np.ndarray, bins: list[tuple[float, float]], actions: str, config: EvaluateConfig
+) -> list[dict[str, Any]]:
+    """One row for all episodes, and one for each bin of distance that holds any."""
+    last = bins[-1]
+    inside = {f"{low:.2f} to {high:.2f}": (distances >= low) & (distances < high) for low, high in bins[:-1]}
+    inside[f"{last[0]:.2f} to {last[1]:.2f}"] = distances >= last[0]
+    chosen = {"all": np.ones(len(distances), bool)} | (inside if len(bins) > 1 else {})
+    near = episodes.totals["success"]
+    return [
+        {"actions": actions, "distance to goal (m)": name, **scores(near[which], config)}
+        for name, which in chosen.items()
+        if which.any()
+    ]
+
+
+def scores(near: np.ndarray, config: EvaluateConfig) -> dict[str, int | float]:
+    """Success rate with Wilson's interval, and mean time near the goal with a bootstrap interval, of (N,) times."""
+    reached = stats.binomtest(int(np.sum(near > 0)), len(near))
+    rate = reached.proportion_ci(config.confidence, method="wilson")
+    low, high = stratified_bootstrap(
+        [near], lambda strata: float(np.mean(strata[0])), confidence=config.confidence, seed=config.seed
+    )
+    return {
+        "episodes": len(near),
+        "success": float(reached.statistic),
+        "success low": float(rate.low),
+        "success high": float(rate.high),
+        "time near goal": float(np.mean(near)),
+        "time low": float(low),
+        "time high": float(high),
+    }
+
+
+def prepare(args: list[str]) -> tuple[EvaluateConfig, Program, Any]:
+    """The request, and what it is about.
+
+    Raises:
+      ValueError: it cannot be carried out.
+    """
+    config = parse(EvaluateConfig, args, prog="evaluate.py")
+    if not 1 <= config.episodes <= 1_000_000:
+        raise ConfigError(f"--episodes {config.episodes} is out of range: 1 to 1,000,000")
+    if not 0 < config.confidence < 1:
+        raise ConfigError(f"--confidence {config.confidence} is out of range: it lies inside (0, 1), e.g. 0.95")
+    return config, *load_trained(Path(config.run_dir), config.params, config.eval_env)
+
+
+def main(args: list[str]) -> int:
+    """Runs the command line; returns the exit status: 0 done, 1 a file could not be written, 2 refused."""
+    try:
+        config, program, agent_state = prepare(args)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return training.REFUSED
+    training.enable_compilation_cache()
+    env, run_dir = program.eval_env.env, Path(config.run_dir)
+    rows = []
+    for actions in ("deterministic", "stochastic"):
+        key = jax.random.key(config.seed)
+        which = jnp.asarray(actions == "deterministic")
+        episodes = jax.device_get(roll_out(program, config.episodes, agent_state, key, which))
+        distances = np.asarray(env.goal_distance(episodes.start, episodes.goal))
+        rows += table_rows(episodes, distances, distance_bins(distances, env.goal_dist), actions, config)
+        if (actions == "deterministic") == program.config.deterministic_eval:
+            shown = episodes
+    print(f"{program.config.eval_env or program.config.env_name}, policy of {run_dir} ({config.params})\n")
+    print(markdown_table(rows))
+    print(
+        f"success: share of episodes within {env.goal_dist:g} m of the goal at least once; time near goal: env steps "
+        f"there, of {program.config.episode_length:,}.\n"
+        f"low, high: {100 * config.confidence:g} % intervals, Wilson's for success, bootstrap for time."
+    )
+    try:
+        write_csv(run_dir / "evaluation.csv", rows)
+        pictures = draw_all(run_dir, program, agent_state, shown)
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return training.FAILED
+    print("written: " + ", ".join(map(str, [run_dir / "evaluation.csv", *pictures])))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

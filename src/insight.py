@@ -1,0 +1,183 @@
+"""Pictures of what a run has learned: the critic's energy over the goal plane, the goals it reaches, its training.
+
+Each is a file of the run folder. The first two need goals that begin with x, y.
+"""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import EngFormatter
+
+from envs.base import GoalEnv
+from envs.render import wall_boxes
+from src import crl
+from src.evaluator import Episodes
+from src.train import Program
+from utils import read_rows
+
+Rows = list[dict[str, str]]
+
+GRID = 81  # goals along each side of the plane
+# Okabe and Ito's blue and vermilion, and Cividis: told apart with any colour vision.
+BLUE, VERMILION, COLOUR_MAP = "#0072B2", "#D55E00", "cividis"
+STYLE = {"font.size": 9, "axes.titlesize": 9, "legend.frameon": False, "lines.linewidth": 1.5}
+
+
+def draw_all(run_dir: Path, program: Program, agent_state: Any, episodes: Episodes) -> list[Path]:
+    """Writes every picture that the run has the data for into its folder; returns their paths."""
+    rows = read_rows(run_dir / "metrics.csv", 2**63)
+    paths = []
+    for name, draw in PICTURES.items():
+        with matplotlib.rc_context(STYLE):
+            figure = draw(program, agent_state, episodes, rows)
+            if figure is not None:
+                paths.append(run_dir / f"{name}.png")
+                figure.savefig(paths[-1], dpi=150)
+    return paths
+
+
+# The goal plane.
+
+
+def energy_picture(program: Program, agent_state: Any, episodes: Episodes, rows: Rows) -> Figure | None:
+    """The energy of every goal of the plane at start and end of an episode: the one with the longest way to a goal at
+    which it stayed."""
+    del rows
+    env = program.eval_env.env
+    if env.goal_dim < 2:
+        return None
+    way, left = (np.asarray(env.goal_distance(state, episodes.goal)) for state in (episodes.start, episodes.last))
+    shown = int(np.argmax(np.where(left < env.goal_dist, way, -left)))
+    goal, states = episodes.goal[shown], (episodes.start[shown], episodes.last[shown])
+    low, high = plane(env, episodes)
+    x, y = (np.linspace(low[axis], high[axis], GRID) for axis in (0, 1))
+    energies = [energy_of_goals(program, agent_state, state, goal, x, y) for state in states]
+    # The corners, where no goal lies, would take most of the scale.
+    least, most = np.quantile(energies, 0.1), np.max(energies)
+    figure = Figure(figsize=(8.6, 4), layout="constrained")
+    both = figure.subplots(1, 2, sharey=True)
+    for title, state, energy, axes in zip(("start", "end"), states, energies, both, strict=True):
+        colours = axes.pcolormesh(x, y, energy, cmap=COLOUR_MAP, vmin=least, vmax=most, rasterized=True)
+        axes.plot(*achieved(env, state), "o", color="white", markeredgecolor="black", label="achieved now")
+        axes.plot(*goal[:2], "*", color=VERMILION, markeredgecolor="black", markersize=11, label="commanded goal")
+        finish_plane(axes, env, low, high, f"at the {title} of an episode")
+    figure.colorbar(colours, ax=both, extend="min", label="energy f(s, π(s, g), g)")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    figure.suptitle(f"{program.config.env_name}: energy of the critic over goals g")
+    return figure
+
+
+def energy_of_goals(
+    program: Program, agent_state: Any, state: np.ndarray, goal: np.ndarray, x: np.ndarray, y: np.ndarray
+) -> np.ndarray:
+    """(len(y), len(x)) energies in one state of the goals at x, y, each after the action that the policy would take for
+    it; further entries of the goal as in `goal`."""
+    env = program.eval_env.env
+    networks = crl.make_networks(program.config, env)
+    plane_x, plane_y = np.meshgrid(x, y)
+    goals = jnp.broadcast_to(goal, (*plane_x.shape, env.goal_dim)).at[..., :2].set(np.stack([plane_x, plane_y], -1))
+    states = jnp.broadcast_to(state, (*plane_x.shape, env.state_dim))
+    agent_state = agent_state.replace(opt_state=None)
+    actions = jax.jit(functools.partial(crl.act, networks, key=None, deterministic=True))(
+        agent_state, jnp.concatenate([states, goals], axis=-1)
+    )
+    energy = jax.jit(functools.partial(crl.energy, program.config, networks))
+    return np.asarray(energy(agent_state, states, actions, goals))
+
+
+def goals_picture(program: Program, agent_state: Any, episodes: Episodes, rows: Rows) -> Figure | None:
+    """Which goals are reached, and for how long."""
+    del agent_state, rows
+    env = program.eval_env.env
+    if env.goal_dim < 2:
+        return None
+    near, goals = episodes.totals["success"], episodes.goal[:, :2]
+    reached, ended = near > 0, achieved(env, episodes.last)
+    figure = Figure(figsize=(5.2, 4.4), layout="constrained")
+    axes = figure.subplots()
+    for goal, end in zip(goals[~reached], ended[~reached], strict=True):
+        axes.plot(*np.stack([goal, end], axis=1), color=VERMILION, linewidth=0.5, alpha=0.5, zorder=1)
+    axes.scatter(*goals[~reached].T, marker="x", s=22, color=VERMILION, label="missed; line to its end", zorder=2)
+    longest = program.config.episode_length
+    colours = axes.scatter(
+        *goals[reached].T, c=near[reached], cmap=COLOUR_MAP, vmin=0, vmax=longest, s=18, label="reached", zorder=3
+    )
+    figure.colorbar(colours, ax=axes, label="time near goal (env steps)")
+    axes.plot(*achieved(env, episodes.start).T, ".", color="#777777", markersize=3, label="start", zorder=1)
+    finish_plane(axes, env, *plane(env, episodes), "")
+    figure.legend(loc="outside lower center", ncols=3)
+    axes.set_title(f"{program.config.env_name}: {reached.sum():,} of {len(reached):,} goals reached")
+    return figure
+
+
+def achieved(env: GoalEnv, state: np.ndarray) -> np.ndarray:
+    """(..., 2) x, y of the goal that states (..., state_dim) have achieved."""
+    return state[..., list(env.goal_indices)][..., :2]
+
+
+def plane(env: GoalEnv, episodes: Episodes) -> tuple[np.ndarray, np.ndarray]:
+    """(2,) lowest and highest x, y of all that was commanded and reached, and a margin."""
+    points = np.concatenate([episodes.goal[:, :2], achieved(env, episodes.start), achieved(env, episodes.last)])
+    low, high = points.min(axis=0), points.max(axis=0)
+    margin = 0.1 * (high - low).max() + env.goal_dist
+    return low - margin, high + margin
+
+
+def finish_plane(axes: Axes, env: GoalEnv, low: np.ndarray, high: np.ndarray, title: str) -> None:
+    """Walls, limits and labels."""
+    for x, y, half_x, half_y in wall_boxes(env):
+        corner = (x - half_x, y - half_y)
+        axes.add_patch(Rectangle(corner, 2 * half_x, 2 * half_y, facecolor="#BBBBBB", edgecolor="white", zorder=1.5))
+    axes.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), aspect="equal", xlabel="goal x (m)", ylabel="goal y (m)")
+    axes.set_title(title)
+
+
+# Training.
+
+
+def critic_picture(program: Program, agent_state: Any, episodes: Episodes, rows: Rows) -> Figure | None:
+    """Logits of positives and negatives, and the norms of both representations, over training."""
+    del agent_state, episodes
+    rows = [row for row in rows if "training/logits_pos" in row]
+    if not rows:
+        return None
+    figure = Figure(figsize=(8.6, 3.2), layout="constrained")
+    logits, norms = figure.subplots(1, 2)
+    env_steps = column(rows, "env_steps")
+    positive, negative = column(rows, "training/logits_pos"), column(rows, "training/logits_neg")
+    logits.fill_between(env_steps, negative, positive, color="#DDDDDD", label="gap")
+    logits.plot(env_steps, positive, ".-", color=BLUE, label="positives")
+    logits.plot(env_steps, negative, ".--", color=VERMILION, label="negatives")
+    logits.set(ylabel="mean logit", title=f"logit gap, at the end {positive[-1] - negative[-1]:.3g}")
+    for name, colour, line, label in (("sa", BLUE, ".-", "φ(s, a)"), ("g", VERMILION, ".--", "ψ(g)")):
+        mean, std = column(rows, f"training/{name}_repr_mean"), column(rows, f"training/{name}_repr_std")
+        norms.fill_between(env_steps, mean - std, mean + std, color=colour, alpha=0.2, linewidth=0)
+        norms.plot(env_steps, mean, line, color=colour, label=label)
+    norms.set(ylabel="norm, mean ± std over a batch", title="representations")
+    for axes in (logits, norms):
+        axes.set_xlabel("env steps")
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.legend()
+    figure.suptitle(f"{program.config.env_name}: the critic over training")
+    return figure
+
+
+def column(rows: Rows, name: str) -> np.ndarray:
+    """(T,) a column of metrics.csv."""
+    return np.array([float(row[name]) for row in rows])
+
+
+PICTURES: dict[str, Callable[[Program, Any, Episodes, Rows], Figure | None]] = {
+    "energy": energy_picture,
+    "reached_goals": goals_picture,
+    "critic": critic_picture,
+}

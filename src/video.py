@@ -1,0 +1,106 @@
+"""Videos of a policy: whole episodes rolled out on the device, drawn by MuJoCo, written as MP4 and GIF."""
+
+import contextlib
+import functools
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import imageio_ffmpeg
+import jax
+import mediapy
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from envs.render import Renderer
+from src.evaluator import Episodes, run_episodes
+from src.train import Program
+
+SHOWN = ("best", "random", "worst")
+NUM_EPISODES = 32  # to choose the shown ones from
+HEIGHT, WIDTH, CAPTION = 288, 384, 24
+FPS = 20
+SECONDS = 10.0  # longer episodes are shown faster than they are
+
+
+class Recording(NamedTuple):
+    """Whole episodes as NumPy arrays.
+
+    Attributes:
+      episodes: what they came to.
+      poses: (T, N, nq) joint positions after each action; an ended episode keeps its last pose.
+    """
+
+    episodes: Episodes
+    poses: np.ndarray
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _roll_out(program: Program, num_episodes: int, agent_state: Any, key: jax.Array) -> tuple[Episodes, jax.Array]:
+    deterministic = program.config.deterministic_eval
+    policy = functools.partial(program.algorithm.act, agent_state, deterministic=deterministic)
+    return run_episodes(program.eval_env, policy, num_episodes, key, lambda env_state: env_state.pipeline_state.q)
+
+
+def record(program: Program, agent_state: Any, num_episodes: int = NUM_EPISODES) -> Recording:
+    """Runs the first episodes of the program's evaluation, acting as the evaluation does."""
+    key = jax.random.key(program.config.seed)
+    episodes, poses = jax.device_get(_roll_out(program, num_episodes, agent_state.replace(opt_state=None), key))
+    last_action = -(-episodes.length // program.config.action_repeat).astype(int) - 1
+    rows = np.minimum(np.arange(len(poses))[:, None], last_action)
+    return Recording(episodes, poses[rows, np.arange(num_episodes)])
+
+
+def choose(time_near_goal: np.ndarray, seed: int) -> dict[str, int]:
+    """The episodes to show by name: most and least time near the goal, and one drawn from the others."""
+    best, worst = int(np.argmax(time_near_goal)), int(np.argmin(time_near_goal))
+    others = [i for i in range(len(time_near_goal)) if i not in (best, worst)] or [best]
+    return {"best": best, "random": int(np.random.default_rng(seed).choice(others)), "worst": worst}
+
+
+def film(
+    program: Program, recording: Recording, shown: tuple[str, ...] = SHOWN, seconds: float = SECONDS
+) -> np.ndarray:
+    """(F, H, W, 3) uint8 frames, `FPS` a second: the shown episodes side by side, each under its caption.
+
+    Raises:
+      RuntimeError: no OpenGL library; the text says what to install.
+    """
+    config, env, episodes = program.config, program.eval_env.env, recording.episodes
+    full_seconds = env.dt * config.action_repeat * len(recording.poses)
+    speed = max(full_seconds / seconds, 1.0)
+    rows = np.linspace(0, len(recording.poses) - 1, max(round(full_seconds / speed * FPS), 2)).round().astype(int)
+    chosen = choose(episodes.totals["success"], config.seed)
+    panels = []
+    with contextlib.closing(Renderer(env, HEIGHT, WIDTH, shadows=False)) as renderer:
+        for name in shown:
+            at = chosen[name]
+            near, length = episodes.totals["success"][at], episodes.length[at]
+            caption = f"{name}: near goal {near:,.0f} of {length:,.0f} steps" + (f", {speed:.1f}x" if speed > 1 else "")
+            pictures = draw_episode(renderer, recording.poses[rows, at], episodes.goal[at])
+            panels.append(under_caption(pictures, caption))
+    return np.concatenate(panels, axis=2)
+
+
+def draw_episode(renderer: Renderer, poses: np.ndarray, goal: np.ndarray) -> np.ndarray:
+    """(F, H, W, 3) pictures of poses (F, nq) from a camera that sees them all and the goal."""
+    camera = renderer.camera(poses, goal)
+    return np.stack([renderer.render(q, goal, camera) for q in poses])
+
+
+def under_caption(pictures: np.ndarray, caption: str) -> np.ndarray:
+    """The pictures (F, H, W, 3) with a line of text above them."""
+    count, _, width, _ = pictures.shape
+    line = Image.new("RGB", (width, CAPTION), "white")
+    font = ImageFont.load_default(CAPTION * 0.6)
+    ImageDraw.Draw(line).text((width / 2, CAPTION / 2), caption, fill="black", anchor="mm", font=font)
+    return np.concatenate([np.broadcast_to(np.array(line), (count, CAPTION, width, 3)), pictures], axis=1)
+
+
+def write_film(stem: Path, frames: np.ndarray) -> list[Path]:
+    """Writes STEM.mp4, and STEM.gif with half the frames; returns both paths."""
+    mediapy.set_ffmpeg(imageio_ffmpeg.get_ffmpeg_exe())  # the one that pip brought; the system may have none
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    paths = [stem.with_name(f"{stem.name}.{ending}") for ending in ("mp4", "gif")]
+    mediapy.write_video(paths[0], frames, fps=FPS)
+    mediapy.write_video(paths[1], frames[::2], fps=FPS / 2, codec="gif")
+    return paths

@@ -1,0 +1,15 @@
+"""scripts/play.py as a process of its own, on the probe env: `python tests/probe_play.py RUN_DIR --web`."""
+
+import sys
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
+
+from conftest import registered  # noqa: E402
+from drawing import DrawnProbe  # noqa: E402
+
+from scripts import play  # noqa: E402
+
+if __name__ == "__main__":
+    with registered(probe=DrawnProbe):
+        sys.exit(play.main(sys.argv[1:]))

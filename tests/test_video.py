@@ -1,0 +1,141 @@
+"""Videos: whole episodes of the policy as it acts, the goal and the robot in every frame, files that play."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import imageio_ffmpeg
+import jax
+import numpy as np
+import pytest
+from conftest import make_probe_program, registered, tiny
+from drawing import DrawnProbe, drawn_run, needs_opengl, pixels
+from PIL import Image
+
+from scripts import render
+from src.video import CAPTION, FPS, HEIGHT, WIDTH, choose, film, record, write_film
+
+
+class Brief(DrawnProbe):
+    """Every episode ends after four steps."""
+
+    def __init__(self, **options):
+        super().__init__(lives=(4, 4), **options)
+
+
+def make(probe=DrawnProbe, **changes):
+    program = make_probe_program(tiny(deterministic_eval=True, **changes), probe)
+    return program, program.algorithm.init(jax.random.key(1))
+
+
+def test_recorded_is_what_the_policy_does_through_its_tanh():
+    program, agent_state = make()
+    recording = record(program, agent_state, 3)
+    assert recording.poses.shape == (8, 3, 2)
+    position = recording.episodes.start
+    for pose in recording.poses:
+        obs = np.concatenate([position, recording.episodes.goal], axis=1)
+        action = np.asarray(program.algorithm.act(agent_state, obs, jax.random.key(0), deterministic=True))
+        assert np.abs(action).max() <= 1
+        position = np.clip(position + 0.1 * action, -1, 1)  # and no reset on the way
+        np.testing.assert_allclose(pose, position, atol=1e-5)
+    np.testing.assert_allclose(recording.episodes.last, recording.poses[-1], atol=1e-6)
+
+
+@pytest.mark.parametrize("action_repeat", (1, 2))
+def test_an_episode_that_ends_early_keeps_its_last_pose(action_repeat):
+    program, agent_state = make(Brief, action_repeat=action_repeat)
+    recording = record(program, agent_state, 3)
+    actions = 4 // action_repeat
+    assert recording.episodes.length.tolist() == [4, 4, 4]
+    assert np.all(np.isfinite(recording.poses))
+    assert np.all(recording.poses[actions:] == recording.poses[actions - 1])
+    assert np.any(recording.poses[actions - 1] != recording.poses[actions - 2])
+
+
+def test_chosen_are_the_best_the_worst_and_another():
+    near = np.array([3.0, 0.0, 9.0, 4.0])
+    chosen = choose(near, seed=0)
+    assert (chosen["best"], chosen["worst"]) == (2, 1)
+    assert chosen["random"] in (0, 3)
+    assert chosen == choose(near, seed=0)
+    assert {choose(near, seed)["random"] for seed in range(20)} == {0, 3}
+    assert choose(np.zeros(1), seed=0) == {"best": 0, "random": 0, "worst": 0}
+
+
+@needs_opengl
+def test_every_frame_shows_robot_and_goal_under_a_caption():
+    program, agent_state = make()
+    frames = film(program, record(program, agent_state, 4), seconds=0.4)  # of an episode of 0.8 s
+    assert frames.shape == (round(0.4 * FPS), CAPTION + HEIGHT, 3 * WIDTH, 3)
+    for panel in np.split(frames, 3, axis=2):
+        for colour in ("green", "orange"):
+            assert np.all(pixels(panel[:, CAPTION:], colour).sum(axis=(1, 2)) > 30), colour
+        assert np.any(panel[:, :CAPTION] < 100)
+    assert np.any(frames[0] != frames[-1])
+
+
+def read_mp4(path: Path, width: int) -> tuple[str, np.ndarray]:
+    """What ffmpeg says of the file, and its frames (F, H, W, 3)."""
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-i", str(path), "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
+    process = subprocess.run(command, capture_output=True, check=True)
+    height = int(re.search(rf"{width}x(\d+)", process.stderr.decode())[1])
+    return process.stderr.decode(), np.frombuffer(process.stdout, np.uint8).reshape(-1, height, width, 3)
+
+
+def test_files_play(tmp_path):
+    frames = np.zeros((10, 32, 64, 3), np.uint8)
+    frames[:, :, :, 0] = 20 * np.arange(10)[:, None, None]
+    paths = write_film(tmp_path / "videos" / "000000000100", frames)
+    assert [path.name for path in paths] == ["000000000100.mp4", "000000000100.gif"]
+    about, mp4 = read_mp4(paths[0], 64)
+    assert mp4.shape == frames.shape
+    assert "h264" in about and f"{FPS} fps" in about
+    np.testing.assert_allclose(mp4[:, 16, 32, 0].astype(int), 20 * np.arange(10), atol=12)
+    with Image.open(paths[1]) as gif:
+        assert (gif.n_frames, gif.size) == (5, (64, 32))
+        assert gif.info["duration"] == pytest.approx(2000 / FPS)
+
+
+# scripts/render.py
+
+
+@needs_opengl
+def test_video_of_a_run_folder(tmp_path, capsys):
+    run_dir = drawn_run(tmp_path / "runs")
+    with registered(probe=DrawnProbe):
+        assert render.main([str(run_dir), "--params", "best", "--show", "best", "--out", str(tmp_path / "imgs/p")]) == 0
+    assert {path.name for path in (tmp_path / "imgs").iterdir()} == {"p.mp4", "p.gif"}
+    assert len(read_mp4(tmp_path / "imgs" / "p.mp4", WIDTH)[1]) == round(0.8 * FPS)
+    assert "p.gif" in capsys.readouterr().out
+
+
+def test_requests_that_cannot_be_carried_out(tmp_path, capsys):
+    run_dir = drawn_run(tmp_path / "runs")
+    capsys.readouterr()
+
+    def refusal(*args):
+        with registered(probe=DrawnProbe, bigger=lambda **options: DrawnProbe(tagged=True, **options)):
+            assert render.main(list(args)) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        return line
+
+    assert "is not a run folder" in refusal(str(tmp_path))
+    assert "unknown env 'antt'" in refusal(str(run_dir), "--eval_env", "antt")
+    assert "does not fit" in refusal(str(run_dir), "--eval_env", "bigger")
+    assert "out of range" in refusal(str(run_dir), "--seconds", "-1")
+    assert "--parms" in refusal(str(run_dir), "--parms", "best")
+    (run_dir / "best_params.npz").unlink(missing_ok=True)
+    assert "holds no policy: no best_params.npz" in refusal(str(run_dir), "--params", "best")
+    (run_dir / "params.npz").unlink()
+    assert "holds no policy: no params.npz" in refusal(str(run_dir))
+
+
+def test_without_opengl_the_script_says_what_to_install(tmp_path, capsys, monkeypatch):
+    run_dir = drawn_run(tmp_path / "runs")
+    monkeypatch.setattr("mujoco.Renderer", lambda *_: 1 / 0)
+    capsys.readouterr()
+    with registered(probe=DrawnProbe):
+        assert render.main([str(run_dir)]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "install libegl1" in line
