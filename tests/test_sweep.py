@@ -268,6 +268,7 @@ def agent(server, cwd, program, assignments, sweep_file):
     return answer.stderr
 
 
+@pytest.mark.slow
 def test_what_the_agent_hands_out_reaches_the_training(tmp_path):
     text = (ROOT / "scripts" / "sweep.yml").read_text()
     constant = {name: spec["value"] for name, spec in yaml.safe_load(text)["parameters"].items() if "value" in spec}
