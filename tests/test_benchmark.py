@@ -31,9 +31,9 @@ def test_a_sweep_leaves_figures_table_and_plot(monkeypatch, tmp_path, capsys):
 
 
 def test_a_sweep_that_would_fail_is_refused_first(tmp_path, capsys):
-    """Of all the batch sizes, 2048 is more than the tiny config collects."""
+    """The prefill of 64 envs is longer than the tiny config trains for."""
     assert benchmark.main([*flags(tiny()), "--sweep", "--out", str(tmp_path / "sweep.json")]) == 2
-    assert "--batch_size" in capsys.readouterr().err
+    assert "prefill of 640 env steps" in capsys.readouterr().err
     assert benchmark.main([*flags(tiny()), "--sweep"]) == 2
     assert "--sweep needs --out" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

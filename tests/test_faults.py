@@ -214,7 +214,7 @@ def test_too_little_memory_is_one_line(tmp_path):
 
 def test_memory_that_runs_out_is_answered_by_what_would_fit(monkeypatch, tmp_path, capsys):
     """On a device with half of what the plan takes; each offer alone brings the plan below it."""
-    config = tiny(output_dir=str(tmp_path), num_envs=64, max_replay_size=2000, num_seeds=4)
+    config = tiny(output_dir=str(tmp_path), num_envs=64, max_replay_size=2000, num_seeds=4, num_timesteps=10_000)
     planned = planned_bytes(config, (2, 2, 2), 1)
 
     def fail(*args):
