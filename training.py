@@ -18,6 +18,7 @@ import numpy as np
 from envs import make_env
 from src import devices
 from src.checkpoint import PARAMS_FILE, CheckpointWriter, host_arrays
+from src.loggers import check_sweep
 from src.run_folder import Checkpoint, SeedRun, find_checkpoints, load_run_state, lock, seed_configs
 from src.showcase import Showcase
 from src.train import Moment, Program, RunState, make_program, run
@@ -43,6 +44,7 @@ def main(args: list[str]) -> int:
     with contextlib.ExitStack() as quiet:
         try:
             config = parse_config(args)
+            check_sweep(config)
             devices.join(config)
             batches = seed_batches(config)
         except ValueError as error:  # ConfigError, and what the environments refuse

@@ -10,13 +10,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from src.checkpoint import BEST_PARAMS_FILE, PARAMS_FILE
-from utils import Config, survives
+from utils import Config, ConfigError, survives
 
 if TYPE_CHECKING:
     import wandb
 
 # How long W&B may take, and how much it says; its environment variables (WANDB_INIT_TIMEOUT, ...) go first.
 _WANDB_SETTINGS = {"silent": True, "init_timeout": 30.0, "finish_timeout": 60.0, "finish_timeout_raises": True}
+
+
+def check_sweep(config: Config) -> None:
+    """Refuses what a run that W&B's agent has started cannot log.
+
+    Raises:
+      ConfigError: several seeds, which are runs of their own, where the agent has reserved one run.
+    """
+    if config.log_wandb and config.num_seeds > 1 and "WANDB_SWEEP_ID" in os.environ:
+        raise ConfigError(
+            f"--num_seeds {config.num_seeds}: a run of a W&B sweep is one seed; sweep over `seed` instead"
+        )
 
 
 class WandbLogger:

@@ -282,3 +282,13 @@ def test_a_training_logs_to_tensorboard(probe_registered, tmp_path):
     logged = scalars(run_dir / "tensorboard")
     assert [step for step, _ in logged] == [int(row["env_steps"]) for row in rows]
     assert logged[-1][1]["eval/episode_dist"] == pytest.approx(float(rows[-1]["eval/episode_dist"]))
+
+
+def test_several_seeds_under_an_agent_are_refused(monkeypatch, probe_registered, tmp_path, capsys):
+    monkeypatch.setenv("WANDB_SWEEP_ID", "abc")
+    config = tiny(output_dir=str(tmp_path), num_seeds=2, log_wandb=True)
+    assert training.main(arguments(config)) == training.REFUSED
+    assert (
+        capsys.readouterr().err == "error: --num_seeds 2: a run of a W&B sweep is one seed; sweep over `seed` instead\n"
+    )
+    assert not list(tmp_path.iterdir())
