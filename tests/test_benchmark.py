@@ -6,7 +6,7 @@ import math
 import pytest
 from conftest import flags, tiny
 
-from scripts import benchmark
+from scripts import benchmark, benchmark_checkpoint
 
 pytestmark = pytest.mark.usefixtures("probe_registered")
 
@@ -37,3 +37,14 @@ def test_a_sweep_that_would_fail_is_refused_first(tmp_path, capsys):
     assert benchmark.main([*flags(tiny()), "--sweep"]) == 2
     assert "--sweep needs --out" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_the_cost_of_a_checkpoint_is_measured(tmp_path):
+    out = tmp_path / "new" / "cost.json"
+    config = tiny(num_timesteps=400, num_evals=4)
+    assert benchmark_checkpoint.main([*flags(config), "--pairs", "2", "--out", str(out)]) == 0
+    result = json.loads(out.read_text())
+    assert result["flags"]["pairs"] == 2
+    assert result["checkpoint MiB"] > 0 and result["copy s"] > 0 and result["training step s"] > 0
+    assert benchmark_checkpoint.main([*flags(config), "--pairs", "9"]) == 2
+    assert result["epoch s"] == pytest.approx(6 * result["training step s"])  # 18 training steps in 3 epochs
