@@ -41,7 +41,7 @@ def main(args: list[str]) -> int:
         check_config(config)
         program = train.make_program(config, derive_schedule(config))
         needed, planned = 2 * config.pairs + 3, program.schedule.training_steps
-        if not 1 <= config.pairs or planned < needed:
+        if not config.pairs >= 1 or planned < needed:
             raise ConfigError(f"--pairs {config.pairs} needs {needed} training steps, there are {planned}")
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
