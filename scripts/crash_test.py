@@ -41,7 +41,8 @@ class CrashConfig:
     """Where the moments of the kills come from."""
     flags: str = (
         "--num_envs 32 --episode_length 100 --unroll_length 20 --batch_size 32 --min_replay_size 100 "
-        "--max_replay_size 500 --num_timesteps 100000 --num_evals 40 --num_eval_envs 16 --checkpoint_every 0.02 --no_render"
+        "--max_replay_size 500 --num_timesteps 100000 --num_evals 40 --num_eval_envs 16 --checkpoint_every 0.02 "
+        "--no_render"
     )
     """Further flags of the training, as one word: --flags="--num_envs 8 --num_evals 20"."""
     program: str = "training.py"
