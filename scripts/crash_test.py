@@ -78,6 +78,9 @@ def main(args: list[str]) -> int:
     if len(kills) < config.kills:
         print(f"error: the run ended before it was killed {config.kills} times; train longer", file=sys.stderr)
         return 1
+    if not any(kill.checkpoint for kill in kills):
+        print("error: no kill came after a checkpoint, so nothing was resumed; train longer", file=sys.stderr)
+        return 1
     return 1 if differences else 0
 
 
@@ -106,23 +109,26 @@ def train_with_kills(config: CrashConfig, folder: Path, seconds: dict[str, float
     while True:
         left = config.kills - len(kills)
         aim = chance.choice(("start", "training", "checkpoint")) if left else "nothing"
+        # Long enough to get on from kill to kill, short enough that the run does not end before the last one.
         delay = chance.uniform(
-            0, {"start": seconds["start"], "training": seconds["training"] / config.kills}.get(aim, 0.05)
+            0, {"start": seconds["start"], "training": 1.5 * seconds["training"] / config.kills}.get(aim, 0.05)
         )
-        kill = start_and_kill(command(config, folder), folder, aim, delay)
+        kill = start_and_kill(command(config, folder), folder, aim, delay, chance.randint(1, 2))
         if kill is None:
             return run_folder(folder), kills
         kills.append(kill)
         print(f"kill {len(kills)}: {kill}", flush=True)
 
 
-def start_and_kill(words: list[str], folder: Path, aim: str, delay: float) -> Kill | None:
-    """Starts the command and kills it `delay` seconds after what is aimed at begins; None if it ended before.
+def start_and_kill(words: list[str], folder: Path, aim: str, delay: float, checkpoint: int) -> Kill | None:
+    """Starts the command and kills it `delay` seconds after what is aimed at begins, the `checkpoint`th one where it is
+    a checkpoint; None if it ended before.
 
     Raises:
       RuntimeError: it ended by itself, with an error.
     """
     started, leftovers = time.monotonic(), unfinished(folder)
+    begun_checkpoints: set[tuple[Path, int]] = set()
     with tempfile.TemporaryFile("w+") as output:
         process = subprocess.Popen(words, stdout=output, stderr=subprocess.STDOUT)
 
@@ -130,10 +136,14 @@ def start_and_kill(words: list[str], folder: Path, aim: str, delay: float) -> Ki
             output.seek(0)
             return output.read()
 
+        def writes() -> bool:
+            begun_checkpoints.update(unfinished(folder) - leftovers)
+            return len(begun_checkpoints) >= checkpoint
+
         begun: dict[str, Callable[[], bool]] = {
             "start": lambda: True,
             "training": lambda: COMPILED in said(),
-            "checkpoint": lambda: bool(unfinished(folder) - leftovers),
+            "checkpoint": writes,
             "nothing": lambda: False,
         }
         while process.poll() is None and not begun[aim]():
