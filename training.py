@@ -145,7 +145,8 @@ def prepare(config: Config, locks: contextlib.ExitStack) -> Task | None:
     schedule = derive_schedule(config)
     checkpoints = find_checkpoints(config) if config.resume else []
     if checkpoints and all(checkpoint.finished(schedule) for checkpoint in checkpoints):
-        print(f"nothing left to train: {checkpoints[0].run_dir} is finished; a larger --num_timesteps goes on")
+        for checkpoint in checkpoints:
+            print(f"nothing left to train: {checkpoint.run_dir} is finished; a larger --num_timesteps goes on")
         return None
     left_out = config.num_seeds - len(checkpoints) if checkpoints else 0
     program = make_program(dataclasses.replace(config, num_seeds=config.num_seeds - left_out), schedule)

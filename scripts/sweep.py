@@ -34,8 +34,11 @@ sys.path.insert(0, str(ROOT))  # so that it runs from any directory
 
 from src.command_line import ConfigError, parse  # noqa: E402
 
-INTERRUPTED = 75  # the status of a training that left by a signal and can be resumed
-HEARTBEAT_SECONDS, DEAD_AFTER_SECONDS = 10, 120
+# Statuses of a training: what it was asked for is refused; it left by a signal and can be resumed.
+REFUSED, INTERRUPTED = 2, 75
+IN_USE = "is being trained by another process"
+HEARTBEAT_SECONDS, IN_USE_SECONDS, DEAD_AFTER_SECONDS = 10, 60, 120
+STORAGE_ERRORS = optuna.exceptions.OptunaError, sqlalchemy.exc.SQLAlchemyError
 UNDERSTOOD = {"program", "name", "description", "project", "method", "metric", "parameters", "run_cap"}
 
 
@@ -263,7 +266,7 @@ class Sweep:
             if not waiting and (self.sweep["method"] == "grid" or len(self._origins()) >= self.runs):
                 return None
             trial = self.study.ask()
-            trial.set_user_attr("alive", time.time())
+            alive(trial)
             if not self._wanted(trial):
                 self.study.tell(trial, state=TrialState.PRUNED)
                 return None
@@ -282,13 +285,15 @@ class Sweep:
 
     def _take_over(self) -> None:
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            if time.time() - trial.user_attrs.get("alive", time.time()) > DEAD_AFTER_SECONDS:
-                with contextlib.suppress(ValueError, optuna.exceptions.OptunaError):  # another process was first
-                    self._queue_again(trial)
+            last_sign = trial.user_attrs.get("alive", trial.datetime_start.timestamp())
+            if time.time() - last_sign > DEAD_AFTER_SECONDS:
+                self._queue_again(trial)
 
     def _queue_again(self, trial: optuna.trial.FrozenTrial) -> None:
-        self.study.tell(trial.number, state=TrialState.FAIL)
-        self.study.enqueue_trial(trial.params, user_attrs={"goes_on": origin(trial)})
+        settings = trial.system_attrs.get("fixed_params", {}) | trial.params  # queued ones may not have been looked at
+        with contextlib.suppress(ValueError, *STORAGE_ERRORS):  # another process was first
+            self.study.tell(trial.number, state=TrialState.FAIL)
+            self.study.enqueue_trial(settings, user_attrs={"goes_on": origin(trial)})
 
     def _run(self, trial: optuna.Trial, device: str | None) -> None:
         settings = suggest(trial, self.sweep["parameters"])
@@ -303,21 +308,32 @@ class Sweep:
             self._queue_again(self.study.trials[trial.number])
             self.leaving.set()
         except (TrainingFailed, OSError, ValueError) as error:
-            self.study.tell(trial, state=TrialState.FAIL)
+            self._tell(trial, state=TrialState.FAIL)
             self.failed += 1
             print(f"run {number} failed: {error} ({log})", flush=True)
         else:
-            self.study.tell(trial, value)
+            self._tell(trial, value)
             print(f"run {number}: {self.sweep['metric']['name']} {value:g}", flush=True)
+
+    def _tell(self, trial: optuna.Trial, value: float | None = None, state: TrialState | None = None) -> None:
+        with contextlib.suppress(ValueError, *STORAGE_ERRORS):  # another process has taken it over, or will
+            self.study.tell(trial, value, state)
 
     def _command(self, number: int, settings: dict[str, Any]) -> list[str]:
         """A training that goes on where it was left, if it was ever begun."""
         own = {"output_dir": self.config.output_dir, "group_name": self.study.study_name, "exp_name": f"run{number}"}
-        flags = [f"--{name}={value}" for name, value in (own | settings).items()]
+        flags = [f"--{name}={value}" for name, value in (settings | own).items()]
         return [sys.executable, str(ROOT / self.sweep.get("program", "training.py")), "--resume", *flags, *self.more]
 
     def _train(self, trial: optuna.Trial, command: list[str], log: Path, device: str | None) -> int:
-        """Runs a training to its end, its output in `log`; returns its status."""
+        """Runs a training to its end, its output in `log`; returns its status. Waits for one that was left alone."""
+        while (status := self._attempt(trial, command, log, device)) == REFUSED and IN_USE in read(log):
+            alive(trial)
+            if self.leaving.wait(IN_USE_SECONDS):
+                return INTERRUPTED
+        return status
+
+    def _attempt(self, trial: optuna.Trial, command: list[str], log: Path, device: str | None) -> int:
         environment = os.environ | ({"CUDA_VISIBLE_DEVICES": device} if device is not None else {})
         with log.open("w") as file:
             process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment)
@@ -325,13 +341,19 @@ class Sweep:
         while True:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 return process.wait(HEARTBEAT_SECONDS)
-            trial.set_user_attr("alive", time.time())
+            alive(trial)
 
     def leave(self) -> None:
         """Starts no more runs and asks those that run to save and leave."""
         self.leaving.set()
         for process in self.children:
             process.terminate()
+
+
+def alive(trial: optuna.Trial) -> None:
+    """Says that the process of a trial is alive; a database that is out of reach hears of it next time."""
+    with contextlib.suppress(*STORAGE_ERRORS):
+        trial.set_user_attr("alive", time.time())
 
 
 def read(path: Path) -> str:
@@ -380,7 +402,7 @@ def slurm_script(config: SweepConfig, name: str, storage: str, runs: int, more: 
 #SBATCH --gpus=1
 #SBATCH --cpus-per-task=8
 #SBATCH --time=24:00:00
-#SBATCH --signal=TERM@120
+#SBATCH --signal=B:TERM@120
 cd {shlex.quote(os.getcwd())}
 exec {shlex.join(words)}
 """

@@ -37,7 +37,10 @@ class WandbLogger:
 
     Attributes:
       run_id: what a resumed run passes on, so that its curves continue.
+      waited_in_vain: whether the upload of a run of this process has, which no other run waits for again.
     """
+
+    waited_in_vain = False
 
     def __init__(self, config: Config, run_dir: Path, run_id: str | None = None):
         """Starts a run, or goes on with `run_id`; evaluations that it has logged already are not logged again."""
@@ -53,11 +56,15 @@ class WandbLogger:
     def _start_offline(self) -> None:
         import wandb
 
-        wandb.teardown()  # its service would refuse the id that it failed to start
+        # W&B's service refuses the id that it failed to start, and its end would be that of the other seeds' runs.
+        others = wandb.setup().most_recent_active_run is not None
+        if not others:
+            wandb.teardown()
         _wandb_settings(offline=True)  # for the seeds to come as well
-        self._start()
+        self._start(secrets.token_hex(4) if others else None)
 
-    def _start(self) -> None:
+    def _start(self, local_id: str | None = None) -> None:
+        """Starts the run; under a `local_id` of its own it becomes `run_id` by the command that uploads it."""
         import wandb
 
         mode = _wandb_settings(self.config.wandb_mode == "offline").mode
@@ -69,12 +76,12 @@ class WandbLogger:
             name=self.run_dir.name,
             config=dataclasses.asdict(self.config),
             dir=str(self.run_dir.resolve()),  # its service may have another working directory
-            id=self.run_id,
+            id=local_id or self.run_id,
             resume="allow",
             mode=mode,
             reinit="create_new",  # seeds trained together are runs of their own
         )
-        self.run_id = self.run.id  # a sweep's agent has chosen it
+        self.run_id = self.run_id if local_id else self.run.id  # a sweep's agent has chosen it
         self.folder = self.run_dir / "wandb" / Path(self.run.dir).parent.name
         self.run.define_metric("env_steps")
         self.run.define_metric("*", step_metric="env_steps")
@@ -94,16 +101,20 @@ class WandbLogger:
         if self.run is None:
             return
         online = not self.run.offline
-        # Another seed has waited in vain: W&B's exit handler waits for all the others together.
-        uploaded = self.working and not (online and _wandb_settings().mode == "offline")
-        if uploaded:
-            uploaded = survives("W&B", self._log_files)
-            uploaded = survives("W&B", self.run.finish) and uploaded
-        if online and not uploaded:
-            _wandb_settings(offline=True)
+        uploaded = self.working and all([survives("W&B", self._log_files), self._finish(online)])
         if not online or not uploaded:
-            words = ["wandb", "sync", *(["--include-online"] if online else []), *self._folders()]
-            print(f"W&B: upload this run with  {shlex.join(words)}", flush=True)
+            print(f"W&B: upload this run with  {shlex.join(self._sync_command(online))}", flush=True)
+
+    def _finish(self, online: bool) -> bool:
+        """Waits for the upload, and whether it is done."""
+        # After one in vain there is no other: W&B's exit handler waits for all the others together.
+        if online and WandbLogger.waited_in_vain:
+            return False
+        finished = survives("W&B", self.run.finish)
+        if online and not finished:
+            WandbLogger.waited_in_vain = True
+            _wandb_settings(offline=True)
+        return finished
 
     def _log_files(self) -> None:
         import wandb
@@ -121,14 +132,17 @@ class WandbLogger:
         if media:
             self.run.log({"env_steps": self.logged, **media}, step=max(self.logged, 0))
 
-    def _folders(self) -> list[str]:
-        """What is not uploaded yet: this session of the run, and earlier ones that were offline."""
+    def _sync_command(self, online: bool) -> list[str]:
+        """Uploads what is not uploaded yet: this session of the run, and earlier ones that were offline."""
         earlier = [
             path
-            for path in self.folder.parent.glob(f"offline-run-*-{self.run_id}")
+            for path in self.folder.parent.glob("offline-run-*")
             if path != self.folder and not list(path.glob("*.synced"))
         ]
-        return [str(path) for path in [*sorted(earlier), self.folder]]
+        folders = [*sorted(earlier), self.folder]
+        renamed = any(not path.name.endswith(f"-{self.run_id}") for path in folders)
+        options = [*(["--include-online"] if online else []), *(["--id", self.run_id] if renamed else [])]
+        return ["wandb", "sync", *options, *map(str, folders)]
 
 
 def _wandb_settings(offline: bool = False) -> "wandb.Settings":

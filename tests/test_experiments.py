@@ -129,5 +129,5 @@ def test_a_loop_trains_for_real_and_skips_what_is_finished(tmp_path):
             (penalty, seed) for penalty in (0.0, 0.01, 0.1, 1.0) for seed in (1, 2)
         ]
         assert all(len(read_rows(run_dir / "metrics.csv", 10**9)) == 3 for run_dir in runs)
-    assert process.stdout.count("nothing left to train") == 4
+    assert process.stdout.count("nothing left to train") == 8
     assert len(list(group.glob("logsumexp*.png"))) == 2

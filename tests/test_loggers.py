@@ -36,9 +36,10 @@ def point_at(monkeypatch, tmp_path):
         for name in [name for name in os.environ if name.startswith("WANDB_")]:
             monkeypatch.delenv(name)
         own = {"WANDB_INIT_TIMEOUT": "3", "WANDB_FINISH_TIMEOUT": "3", "HOME": str(tmp_path)}
-        for name, value in server.environment(**own, **more).items():
+        for name, value in server.environment(**own | more).items():
             monkeypatch.setenv(name, value)
 
+    monkeypatch.setattr(WandbLogger, "waited_in_vain", False)
     monkeypatch.setenv("WANDB_SERVICE", "")  # noted, so that what W&B writes there is undone
     yield point
     wandb.teardown()
@@ -180,6 +181,55 @@ def test_out_of_reach_at_the_start(server, point_at, tmp_path, capsys, fault):
     assert printed.err.count("warning: W&B failed, training goes on") == 1  # the other seed does not wait again
     assert upload_later(printed.out, server) == 2
     assert [steps(run) for run in server.runs.values()] == [[10], [10]]
+
+
+@pytest.mark.parametrize("resumed", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_seed_that_cannot_start_leaves_the_others_online(server, point_at, tmp_path, capsys, resumed):
+    point_at(server, WANDB_FINISH_TIMEOUT="20")
+    run_id = None
+    if resumed:
+        earlier = WandbLogger(tiny(seed=1), tmp_path / "second")
+        earlier.log({"x": 0}, 0)
+        earlier.close()
+        run_id = earlier.run_id
+    first = WandbLogger(tiny(seed=0), tmp_path / "first")
+    first.log({"x": 1}, 10)
+    server.dropping = True
+    second = WandbLogger(tiny(seed=1), tmp_path / "second", run_id)
+    server.dropping = False
+    for logger in (first, second):
+        logger.log({"x": 2}, 20)
+        logger.close()
+    assert steps(server.runs[first.run_id]) == [10, 20]
+    printed = capsys.readouterr()
+    assert printed.err.count("warning: ") == 1
+    assert upload_later(printed.out, server) == 1
+    assert steps(server.runs[second.run_id]) == ([0, 20] if resumed else [20])
+    assert second.run_id == (run_id or second.run_id)
+    assert len(server.runs) == 2
+
+
+@pytest.mark.parametrize("fails", ["log_artifact", "finish"])
+def test_the_end_of_one_seed_is_not_that_of_the_others(server, point_at, tmp_path, capsys, monkeypatch, fails):
+    def fail(*_):
+        raise TimeoutError("fails")
+
+    point_at(server)
+    first, second, third = loggers = [WandbLogger(tiny(seed=seed), tmp_path / f"run{seed}") for seed in range(3)]
+    with monkeypatch.context() as patch:
+        patch.setattr(first.run, fails, fail)
+        for logger in loggers:
+            (logger.run_dir / "params.npz").write_bytes(b"parameters")
+            logger.log({"x": 1}, 10)
+            logger.close()
+    printed = capsys.readouterr()
+    assert printed.err.count("warning: ") == 1
+    assert printed.out.count("wandb sync") == (1 if fails == "log_artifact" else 3)
+    for logger in loggers:
+        logger.run.finish()  # as at the end of the process
+    committed = {artifact["run"] for artifact in server.artifacts if artifact["committed"]}
+    assert committed >= {second.run_id, third.run_id}
+    assert [steps(server.runs[logger.run_id]) for logger in loggers] == [[10]] * 3
 
 
 @pytest.mark.slow

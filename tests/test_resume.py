@@ -105,6 +105,15 @@ def test_finished_runs_say_so(finished, capsys):
     assert "nothing left to train" in capsys.readouterr().out
 
 
+def test_a_finished_run_of_several_seeds_names_them_all(references, capsys):
+    """So that a sweep scores it by all of them."""
+    folders = references(num_seeds=2)
+    capsys.readouterr()
+    assert training.main(arguments(tiny(output_dir=str(folders[0].parents[2]), num_seeds=2), "--resume")) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(" is finished")[0] for line in lines] == [f"nothing left to train: {each}" for each in folders]
+
+
 def test_a_bare_resume_without_a_run_begins_one(tmp_path, capsys):
     config = tiny(output_dir=str(tmp_path), num_evals=1, keep_policies=2)
     assert training.main(arguments(config, "--resume")) == 0

@@ -164,6 +164,71 @@ def test_a_run_of_a_process_that_died_is_taken_over(desk, tmp_path):
     assert first[:-1] == again[:-1]
 
 
+@pytest.fixture
+def sweep(desk, tmp_path, monkeypatch):
+    """A sweep in this process, of one run."""
+    desk()
+    monkeypatch.chdir(tmp_path)
+    described = sweep_script.read_sweep(tmp_path / "mine.yml")
+    with database(tmp_path / "study.db") as storage:
+        made = sweep_script.open_study("mine", storage, described, 1)
+        yield sweep_script.Sweep(sweep_script.SweepConfig("mine.yml", runs=1), described, made, [])
+
+
+def test_a_training_that_was_left_alone_is_waited_for(sweep, tmp_path, monkeypatch):
+    """Only scripts/sweep.py was killed: who takes over gets no for an answer as long as its training goes on."""
+    monkeypatch.setattr(sweep_script, "IN_USE_SECONDS", 0.01)
+    refusal = "import sys; print('error: runs/run0 is being trained by another process'); sys.exit(2)"
+    program = tmp_path / "program.py"
+    program.write_text(f"open({str(program)!r}, 'w').write({PROGRAM!r}); {refusal}")
+    sweep.work(None)
+    ((_, times),) = runs(tmp_path).items()
+    assert len(times) == 1
+    assert ([trial.state.name for trial in sweep.study.trials], sweep.failed) == (["COMPLETE"], 0)
+
+
+def test_a_database_out_of_reach_costs_no_run(sweep, tmp_path, monkeypatch):
+    def fail(*_):
+        raise optuna.exceptions.StorageInternalError("out of reach")
+
+    monkeypatch.setattr(optuna.trial.Trial, "set_user_attr", fail)
+    monkeypatch.setattr(sweep_script, "HEARTBEAT_SECONDS", 0.01)
+    sweep.work(None)
+    assert len(runs(tmp_path)) == 1
+    assert [trial.state.name for trial in sweep.study.trials] == ["COMPLETE"]
+
+
+def test_a_run_of_which_nothing_was_ever_heard_is_taken_over(sweep, monkeypatch):
+    sweep.study.enqueue_trial({"discounting": 0.625, "use_ln": False}, user_attrs={"queued": True})
+    sweep.study.ask()  # and its process dies
+    assert sweep._next() is None
+    monkeypatch.setattr(sweep_script, "DEAD_AFTER_SECONDS", 0)
+    trial = sweep._next()
+    assert trial.user_attrs["goes_on"] == 0
+    assert sweep_script.suggest(trial, sweep.sweep["parameters"]) == {"discounting": 0.625, "use_ln": False}
+
+
+def test_a_run_that_another_process_has_taken_over_is_its(sweep):
+    trial = sweep._next()
+    sweep._queue_again(sweep.study.trials[0])
+    sweep._queue_again(sweep.study.trials[0])
+    sweep._tell(trial, 0.5)
+    assert [trial.state.name for trial in sweep.study.trials] == ["FAIL", "WAITING"]
+
+
+def test_studies_of_the_published_file_share_no_folder(tmp_path):
+    file = ROOT / "scripts" / "sweep.yml"
+    described = sweep_script.read_sweep(file)
+    config = sweep_script.SweepConfig(str(file), output_dir=str(tmp_path))
+    names = []
+    for name in ("ant", "second"):
+        made = optuna.create_study(study_name=name, sampler=optuna.samplers.RandomSampler(seed=0))
+        settings = sweep_script.suggest(made.ask(), described["parameters"])
+        command = sweep_script.Sweep(config, described, made, [])._command(0, settings)
+        names.append(parse_config(command[3:]).group_name)
+    assert names == ["ant", "second"]
+
+
 def wait_for(condition):
     end = time.monotonic() + 60
     while not condition():
@@ -179,6 +244,7 @@ def test_the_slurm_script_runs_one_run_a_task(desk, tmp_path):
     )
     script = tmp_path / "runs" / "sweeps" / "mine.sbatch"
     assert "#SBATCH --array=0-4%2\n" in script.read_text()
+    assert "#SBATCH --signal=B:TERM@120\n" in script.read_text()  # without B: it would not reach the batch shell
     assert not runs(tmp_path)
     subprocess.run(["bash", str(script)], check=True, cwd="/", timeout=100)
     ((_, (arguments,)),) = runs(tmp_path).items()
