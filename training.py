@@ -19,7 +19,7 @@ from envs import make_env
 from src import devices
 from src.checkpoint import PARAMS_FILE, CheckpointWriter, host_arrays
 from src.loggers import check_sweep
-from src.run_folder import Checkpoint, SeedRun, find_checkpoints, load_run_state, lock, seed_configs
+from src.run_folder import Checkpoint, SeedRun, find_checkpoints, load_run_state, lock, seed_configs, trained_together
 from src.showcase import Showcase
 from src.train import Moment, Program, RunState, make_program, run
 from utils import (
@@ -70,13 +70,14 @@ def seed_batches(config: Config) -> list[Config]:
       ValueError: an env that cannot be built, or a `--resume RUN_DIR` that could mean one group only.
     """
     named = config.resume not in (None, NEWEST)
-    size = config.seed_batch or config.num_seeds
+    resumed = trained_together(config) if config.resume == NEWEST and config.num_seeds > 1 else None
+    size = config.seed_batch or resumed or config.num_seeds
     if named and size < config.num_seeds:
         raise ConfigError(
             f"--resume {config.resume} goes on with the seeds of one --seed_batch: give a bare --resume, which goes on "
             f"with all, or --num_seeds {size}"
         )
-    if config.num_seeds > 1 and not config.seed_batch and not named:
+    if config.num_seeds > 1 and not (config.seed_batch or resumed or named):
         env = make_env(config.env_name, config.backend)
         sizes = env.state_dim, env.action_size, env.goal_dim
         size = seeds_that_fit(config, sizes, devices.count(config), devices.memory_per_device())

@@ -44,7 +44,7 @@ class Showcase:
         drawn: list[Path] = []
 
         def draw_pictures() -> None:
-            drawn.extend(draw_all(run_dir, self.program, agent_state, recording.episodes))
+            drawn.extend(draw_all(run_dir, self.program, agent_state, recording.episodes)[0])
 
         def draw_video() -> None:
             drawn.extend(write_film(run_dir / "videos" / f"{env_steps:012d}", film(self.program, recording)))

@@ -159,6 +159,19 @@ def test_a_signal_as_a_batch_ends_is_kept_for_the_next(monkeypatch, tmp_path, ca
     assert len(run_dirs(tmp_path)) == 2
 
 
+@pytest.mark.parametrize("together", [1, 2])
+def test_a_bare_resume_keeps_the_size_of_the_batches(monkeypatch, tmp_path, capsys, together):
+    """On a machine with memory for as many seeds, then on one that would train them otherwise."""
+    config = tiny(output_dir=str(tmp_path), num_seeds=2)
+    monkeypatch.setattr(training, "seeds_that_fit", lambda *_: together)
+    interrupt(monkeypatch, config, 3)
+    assert ("--seed_batch 1" in capsys.readouterr().out) == (together == 1)
+    monkeypatch.setattr(training, "seeds_that_fit", lambda *_: 3 - together)
+    assert training.main(arguments(config, "--resume")) == 0
+    assert capsys.readouterr().out.count("resume      at ") == 1
+    assert len(run_dirs(tmp_path)) == 2
+
+
 def test_one_folder_does_not_stand_for_several_batches(finished, capsys):
     (run_dir,) = run_dirs(finished)
     more = ("--resume", str(run_dir), "--num_seeds", "4", "--seed_batch", "2")
