@@ -19,7 +19,7 @@ from envs import make_env
 from src import devices
 from src.checkpoint import PARAMS_FILE, CheckpointWriter, host_arrays
 from src.loggers import check_sweep
-from src.run_folder import Checkpoint, SeedRun, find_checkpoints, load_run_state, lock, seed_configs
+from src.run_folder import Checkpoint, SeedRun, find_checkpoints, load_run_state, lock, seed_configs, trained_together
 from src.showcase import Showcase
 from src.train import Moment, Program, RunState, make_program, run
 from utils import (
@@ -41,7 +41,7 @@ FAILED, REFUSED, INTERRUPTED = 1, 2, 75
 
 def main(args: list[str]) -> int:
     """Runs the command line; returns the exit status."""
-    with contextlib.ExitStack() as quiet:
+    with contextlib.ExitStack() as until_the_end:
         try:
             config = parse_config(args)
             check_sweep(config)
@@ -51,9 +51,11 @@ def main(args: list[str]) -> int:
             print(f"error: {error}", file=sys.stderr)
             return REFUSED
         if not devices.is_first_process():
-            quiet.enter_context(contextlib.redirect_stdout(quiet.enter_context(open(os.devnull, "w"))))
+            nowhere = until_the_end.enter_context(open(os.devnull, "w"))
+            until_the_end.enter_context(contextlib.redirect_stdout(nowhere))
+        interruption = until_the_end.enter_context(Interruption().noticed())
         try:
-            return train_batches(batches, config)
+            return train_batches(batches, config, interruption)
         except (MemoryError, jax.errors.JaxRuntimeError) as error:
             if not isinstance(error, MemoryError) and not re.search("RESOURCE_EXHAUSTED|[Oo]ut of memory", str(error)):
                 raise
@@ -68,13 +70,14 @@ def seed_batches(config: Config) -> list[Config]:
       ValueError: an env that cannot be built, or a `--resume RUN_DIR` that could mean one group only.
     """
     named = config.resume not in (None, NEWEST)
-    size = config.seed_batch or config.num_seeds
+    resumed = trained_together(config) if config.resume == NEWEST and config.num_seeds > 1 else None
+    size = config.seed_batch or resumed or config.num_seeds
     if named and size < config.num_seeds:
         raise ConfigError(
             f"--resume {config.resume} goes on with the seeds of one --seed_batch: give a bare --resume, which goes on "
             f"with all, or --num_seeds {size}"
         )
-    if config.num_seeds > 1 and not config.seed_batch and not named:
+    if config.num_seeds > 1 and not (config.seed_batch or resumed or named):
         env = make_env(config.env_name, config.backend)
         sizes = env.state_dim, env.action_size, env.goal_dim
         size = seeds_that_fit(config, sizes, devices.count(config), devices.memory_per_device())
@@ -85,20 +88,27 @@ def seed_batches(config: Config) -> list[Config]:
     ]
 
 
-def train_batches(batches: list[Config], whole: Config) -> int:
+def train_batches(batches: list[Config], whole: Config, interruption: "Interruption") -> int:
     """Trains one batch of seeds after the other; returns the exit status of all."""
     statuses = []
+    # A bare --resume stands for all batches. It repeats their size, which another machine might not choose.
+    again = command_line(dataclasses.replace(whole, resume=NEWEST, seed_batch=batches[0].num_seeds))
     for batch in batches:
+        last = batch.seed + batch.num_seeds - 1
         if len(batches) > 1:
-            print(f"seeds       {batch.seed} to {batch.seed + batch.num_seeds - 1}, of {whole.num_seeds}")
-        statuses.append(train_batch(batch, whole))
+            print(f"seeds       {batch.seed} to {last}, of {whole.num_seeds}")
+        statuses.append(train_batch(batch, None if batch == whole else again, interruption))
         if statuses[-1] in (REFUSED, INTERRUPTED) or whole.dry_run:
             return statuses[-1]
+        if batch is not batches[-1] and any(devices.in_any_process(bool(interruption.requested))):
+            print(f"{interruption.reason()}: left after seed {last}; go on with  {again}", flush=True)
+            return INTERRUPTED
     return max(statuses)
 
 
-def train_batch(config: Config, whole: Config) -> int:
-    """Trains the seeds of `config`, some of those of `whole`, together; returns the exit status."""
+def train_batch(config: Config, again: str | None, interruption: "Interruption") -> int:
+    """Trains the seeds of `config` together; returns the exit status. `again` is the command that goes on if the run is
+    interrupted; None if the seeds are all there are: then their folder is named."""
     with contextlib.ExitStack() as locks:
         task, refused = None, False
         try:
@@ -113,9 +123,9 @@ def train_batch(config: Config, whole: Config) -> int:
             return REFUSED
         if task is None:
             return REFUSED if refused else 0
-        # One run folder stands for all seeds that were trained together, a bare --resume for all batches of them.
-        resume = str(task.runs[0].run_dir) if task.runs and config == whole else NEWEST
-        return train(task, command_line(dataclasses.replace(whole, resume=resume)))
+        # One run folder stands for all seeds that were trained together. Only the first process has it, and prints.
+        folder = str(task.runs[0].run_dir) if task.runs else NEWEST
+        return train(task, again or command_line(dataclasses.replace(config, resume=folder)), interruption)
 
 
 def out_of_memory(config: Config, error: Exception) -> str:
@@ -200,6 +210,10 @@ class Interruption:
             os.write(2, f"\n{self.requested}: leaving at once\n".encode())
             os._exit(130 if again else INTERRUPTED)
 
+    def reason(self) -> str:
+        """Why all processes leave, if this one does."""
+        return self.requested or "another process was interrupted"
+
     @contextlib.contextmanager
     def noticed(self) -> Iterator["Interruption"]:
         """Receives the signals inside the `with`; only a process's main thread can."""
@@ -213,7 +227,7 @@ class Interruption:
                 signal.signal(number, handler)
 
 
-def train(task: Task, again: str) -> int:
+def train(task: Task, again: str, interruption: Interruption) -> int:
     """Trains all seeds of the task, logging and saving into their folders; returns the exit status. `again` is the
     command that goes on if the run is interrupted."""
     program, seeds, runs, resumed = task
@@ -221,31 +235,30 @@ def train(task: Task, again: str) -> int:
     cache = enable_compilation_cache() if config.compilation_cache else "off"
     kinds = [device.device_kind for device in program.mesh.devices.flat]
     progress = Progress(schedule.total_env_steps)
-    with Interruption().noticed() as interruption:
-        recorder = Recorder(program, runs, kinds, progress)
-        print(f"device      {kinds[0]} x {len(kinds)}, compilation cache {cache}")
-        print(f"flags       {config}", flush=True)
-        started = time.monotonic()
-        try:
-            for moment in run(program, seeds, progress.announce, resumed):
-                interruption.started = True
-                recorder.record(moment)
-                interrupted, failed = devices.in_any_process(bool(interruption.requested), recorder.all_failed())
-                if interrupted or failed:
-                    break
-            left_early = moment.run_state.position.evaluated_at < schedule.eval_at[-1] and interrupted
-            if left_early:
-                recorder.checkpoint(moment)
-        finally:
-            written = recorder.close()
+    interruption.started = False
+    recorder = Recorder(program, runs, kinds, progress, interruption)
+    print(f"device      {kinds[0]} x {len(kinds)}, compilation cache {cache}")
+    print(f"flags       {config}", flush=True)
+    started = time.monotonic()
+    try:
+        for moment in run(program, seeds, progress.announce, resumed):
+            interruption.started = True
+            recorder.record(moment)
+            interrupted, failed = devices.in_any_process(bool(interruption.requested), recorder.all_failed())
+            if interrupted or failed:
+                break
+        left_early = moment.run_state.position.evaluated_at < schedule.eval_at[-1] and interrupted
+        if left_early:
+            recorder.checkpoint(moment)
+    finally:
+        written = recorder.close()
     for seed_run in runs:
         if seed_run.failure:
             print(f"error: seed {seed_run.config.seed} stopped: {seed_run.failure}", file=sys.stderr)
     if not written:
         print("error: not everything could be written, see the warnings above", file=sys.stderr)
     if left_early:
-        reason = interruption.requested or "another process was interrupted"
-        print(f"{reason}: left at {moment.env_steps:,} env steps; go on with  {again}", flush=True)
+        print(f"{interruption.reason()}: left at {moment.env_steps:,} env steps; go on with  {again}", flush=True)
         return INTERRUPTED if written else FAILED
     print(summary(runs, moment.env_steps, time.monotonic() - started), flush=True)
     return 0 if written and not any(seed_run.failure for seed_run in runs) else FAILED
@@ -258,9 +271,12 @@ class Recorder:
     has `runs` to write to.
     """
 
-    def __init__(self, program: Program, runs: list[SeedRun], kinds: list[str], progress: Progress):
-        """Opens the run folders."""
+    def __init__(
+        self, program: Program, runs: list[SeedRun], kinds: list[str], progress: Progress, interruption: Interruption
+    ):
+        """Opens the run folders. An `interruption` does not wait for what is only drawn."""
         self.runs = runs
+        self.interruption = interruption
         self.progress = progress
         self.writer = CheckpointWriter(progress.announce)
         self.showcase = Showcase(program, progress.announce)
@@ -304,9 +320,9 @@ class Recorder:
         return time.monotonic() - self.saved_at > self.seconds_between
 
     def _show(self, moment: Moment) -> None:
-        agent_state = jax.device_get(moment.run_state.train_state.agent_state)
+        agent_state = devices.fetch(moment.run_state.train_state.agent_state)
         for index, seed_run in enumerate(self.runs):
-            if not seed_run.failure:
+            if not (seed_run.failure or self.interruption.requested):
                 own = self._own(agent_state, index)
                 self.showcase.show(seed_run.run_dir, own, moment.run_state.position, moment.env_steps)
 

@@ -441,26 +441,34 @@ def parameter_count(config: Config, state_dim: int, action_size: int, goal_dim: 
 
 
 def seeds_that_fit(config: Config, sizes: tuple[int, int, int], num_devices: int, memory: int | None) -> int:
-    """How many of the seeds to train together so that the plan fits into the devices' `memory`, in even batches; all if
-    that is unknown, and 1 if not even one fits.
+    """How many of the seeds to train together, in even batches that divide among the devices: as many as the plan fits
+    into the devices' `memory`, all if that is unknown, the fewest if not even they fit.
 
     Args:
       sizes: state_dim, action_size and goal_dim of the env.
     """
-    schedule = derive_schedule(config)
-    for batches in range(1, config.num_seeds + 1):
-        size = -(-config.num_seeds // batches)
+
+    def divides(size: int) -> bool:
+        shares = [mesh_shape(seeds, num_devices)[1] for seeds in (size, config.num_seeds % size or size)]
+        return not any(getattr(config, flag) % share for flag in DIVIDED_FLAGS for share in shares)
+
+    def fits(size: int) -> bool:
         batch = dataclasses.replace(config, num_seeds=size)
-        planned = sum(memory_plan(batch, schedule, *sizes, mesh_shape(size, num_devices)).values())
-        if memory is None or planned <= _USABLE * memory:
-            return size
-    return 1
+        return memory is None or planned_bytes(batch, sizes, num_devices) <= _USABLE * memory
+
+    even = [-(-config.num_seeds // batches) for batches in range(1, config.num_seeds + 1)]
+    candidates = [size for size in even if divides(size)] or even[:1]  # `make_mesh` says why none would do
+    return next((size for size in candidates if fits(size)), candidates[-1])
 
 
 def planned_bytes(config: Config, sizes: tuple[int, int, int], num_devices: int) -> int:
     """The sum of `memory_plan` when the run is spread over so many devices."""
     shape = mesh_shape(config.num_seeds, num_devices)
     return sum(memory_plan(config, derive_schedule(config), *sizes, shape).values())
+
+
+# What the devices of one seed share out evenly.
+DIVIDED_FLAGS = ("num_envs", "batch_size", "num_eval_envs")
 
 
 def mesh_shape(num_seeds: int, num_devices: int) -> tuple[int, int]:
@@ -633,13 +641,13 @@ class Logger(Protocol):
     def close(self) -> None: ...
 
 
-def survives(what: str, write: Callable[[], Any]) -> bool:
+def survives(what: str, write: Callable[[], Any], nevertheless: str = "training goes on") -> bool:
     """Whether `write` worked. If not, one line says why and training goes on: it never dies of its records."""
     try:
         write()
     except Exception as error:  # a full disk, a lost folder, whatever a service answers
         reason = " ".join(str(error).split())[:300]
-        print(f"warning: {what} failed, training goes on ({type(error).__name__}: {reason})", file=sys.stderr)
+        print(f"warning: {what} failed, {nevertheless} ({type(error).__name__}: {reason})", file=sys.stderr)
         return False
     return True
 

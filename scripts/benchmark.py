@@ -26,7 +26,7 @@ import jax.numpy as jnp
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any directory
 
-from src import replay_buffer, train
+from src import devices, replay_buffer, train
 from src.command_line import ConfigError, parse
 from utils import Config, check_config, derive_schedule, planned_bytes, write_text
 
@@ -197,7 +197,7 @@ def report(program: train.Program, config: BenchmarkConfig, parts: dict, seconds
     replay = seeds * sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(jax.eval_shape(ring)))
     peak = memory.argument_size_in_bytes + memory.temp_size_in_bytes
     return {
-        "device": f"{jax.devices()[0].device_kind} x {jax.device_count()}, {os.cpu_count()} x {platform.machine()}",
+        "device": f"{jax.devices()[0].device_kind} x {devices.count(config)}, {os.cpu_count()} x {platform.machine()}",
         "jax": jax.__version__,
         "flags": dataclasses.asdict(config),
         "matmul GFLOP/s": matmul_rate / 1e9,
@@ -210,7 +210,7 @@ def report(program: train.Program, config: BenchmarkConfig, parts: dict, seconds
         "training env steps/s": env_steps / seconds["training step"],
         "replay MiB": replay / 2**20,
         "peak MiB": peak / 2**20,
-        "planned MiB": planned_bytes(config, sizes, jax.device_count()) / 2**20,
+        "planned MiB": planned_bytes(config, sizes, devices.count(config)) / 2**20,
         "training step temporaries, share of the replay": memory.temp_size_in_bytes / replay,
         "compile s": compile_seconds["training step"],
     }

@@ -2,7 +2,8 @@
 """Measures a trained policy: `python scripts/evaluate.py RUN_DIR --episodes 1000`.
 
 Prints success and time near the goal with confidence intervals, deterministic and stochastic, by distance to the goal;
-writes the table as evaluation.csv and draws the pictures of `src/insight.py` into the run folder.
+writes the table as evaluation.csv and draws the pictures of `src/insight.py` into the run folder; those of another
+policy or environment (`--params`, `--eval_env`) have it in their names.
 """
 
 import dataclasses
@@ -23,12 +24,13 @@ import training  # noqa: E402
 from scripts.plot import markdown_table, write_csv  # noqa: E402
 from src.command_line import ConfigError, parse  # noqa: E402
 from src.evaluator import Episodes, run_episodes  # noqa: E402
-from src.insight import draw_all  # noqa: E402
+from src.insight import draw_all, name_of_eval_env  # noqa: E402
 from src.run_folder import load_trained  # noqa: E402
 from src.statistics import stratified_bootstrap  # noqa: E402
 from src.train import Program  # noqa: E402
 
 MOST_BINS = 5
+MOST_EPISODES = 100_000  # they run side by side, each with the memory of an environment
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,8 +113,8 @@ def prepare(args: list[str]) -> tuple[EvaluateConfig, Program, Any]:
       ValueError: it cannot be carried out.
     """
     config = parse(EvaluateConfig, args, prog="evaluate.py")
-    if not 1 <= config.episodes <= 1_000_000:
-        raise ConfigError(f"--episodes {config.episodes} is out of range: 1 to 1,000,000")
+    if not 1 <= config.episodes <= MOST_EPISODES:
+        raise ConfigError(f"--episodes {config.episodes} is out of range: 1 to {MOST_EPISODES:,}")
     if not 0 < config.confidence < 1:
         raise ConfigError(f"--confidence {config.confidence} is out of range: it lies inside (0, 1), e.g. 0.95")
     return config, *load_trained(Path(config.run_dir), config.params, config.eval_env)
@@ -136,21 +138,24 @@ def main(args: list[str]) -> int:
         rows += table_rows(episodes, distances, distance_bins(distances, env.goal_dist), actions, config)
         if (actions == "deterministic") == program.config.deterministic_eval:
             shown = episodes
-    print(f"{program.config.eval_env or program.config.env_name}, policy of {run_dir} ({config.params})\n")
+    print(f"{name_of_eval_env(program.config)}, policy of {run_dir} ({config.params})\n")
     print(markdown_table(rows))
     print(
         f"success: share of episodes within {env.goal_dist:g} m of the goal at least once; time near goal: env steps "
         f"there, of {program.config.episode_length:,}.\n"
         f"low, high: {100 * config.confidence:g} % intervals, Wilson's for success, bootstrap for time."
     )
+    # The run's own files stand for its last policy in its own env.
+    suffix = "".join(f"_{other}" for other in (config.params, config.eval_env) if other not in ("last", None))
+    path = run_dir / f"evaluation{suffix}.csv"
     try:
-        write_csv(run_dir / "evaluation.csv", rows)
-        pictures = draw_all(run_dir, program, agent_state, shown)
+        write_csv(path, rows)
     except OSError as error:
         print(f"error: {error}", file=sys.stderr)
         return training.FAILED
-    print("written: " + ", ".join(map(str, [run_dir / "evaluation.csv", *pictures])))
-    return 0
+    pictures, complete = draw_all(run_dir, program, agent_state, shown, suffix)
+    print("written: " + ", ".join(map(str, [path, *pictures])))
+    return 0 if complete else training.FAILED
 
 
 if __name__ == "__main__":

@@ -48,6 +48,7 @@ BOOKKEEPING = frozenset(
     ("exp_name", "group_name", "project_name", "output_dir", "seed", "env_name", "eval_env", "num_evals")
     + ("num_eval_envs", "log_wandb", "wandb_mode", "log_tensorboard", "compilation_cache", "dry_run")
     + ("resume", "checkpoint_every", "checkpoint_replay", "keep_policies", "render", "video_every")
+    + ("seed_batch", "num_devices", "coordinator_address", "num_processes", "process_id")
 )
 
 # Names and units on the axes; other metrics go by their own name.

@@ -19,13 +19,11 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from utils import AUTO, Config, ConfigError, mesh_shape
+from utils import AUTO, DIVIDED_FLAGS, Config, ConfigError, mesh_shape
 
 SEEDS, ENVS = "seeds", "envs"
 # Arrays that several processes hold are collected in pieces of this size, so that none needs the whole on its device.
 _PIECE_BYTES = 64 * 2**20
-# What the devices of one seed share out evenly.
-_DIVIDED = ("num_envs", "batch_size", "num_eval_envs")
 
 
 def count(config: Config) -> int:
@@ -44,7 +42,7 @@ def make_mesh(config: Config) -> Mesh:
         raise ConfigError(f"--num_devices {num_devices}: there are {len(devices)}")
     if num_devices < len(devices) and jax.process_count() > 1:
         raise ConfigError(f"--num_devices {num_devices}: several processes use all of their {len(devices)} devices")
-    for flag in _DIVIDED:
+    for flag in DIVIDED_FLAGS:
         _require_divisible(config, flag, num_devices)
     shape = mesh_shape(config.num_seeds, num_devices)
     return Mesh(np.array(devices[:num_devices]).reshape(shape), (SEEDS, ENVS))
@@ -55,7 +53,7 @@ def _require_divisible(config: Config, flag: str, num_devices: int) -> None:
     if size % share == 0:
         return
     legal = [n for n in (size // share * share, -(-size // share) * share) if n]
-    divisor = math.gcd(*(getattr(config, each) for each in _DIVIDED))
+    divisor = math.gcd(*(getattr(config, each) for each in DIVIDED_FLAGS))
     fewer = max(n for n in range(1, num_devices) if divisor % mesh_shape(config.num_seeds, n)[1] == 0)
     spread = f" ({groups} groups of devices for {config.num_seeds} seeds)" if groups > 1 else ""
     raise ConfigError(

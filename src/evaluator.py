@@ -21,7 +21,7 @@ class Episodes(NamedTuple):
 
     Attributes:
       goal: (N, goal_dim) commanded.
-      start, last: (N, state_dim) the states in which they began and ended.
+      start, last: (N, state_dim) the states in which they began and ended; where the physics blew up, the last before.
       totals: name -> (N,) sum over the episode of each metric the env reports, and of `reward`.
       length: (N,) env steps until the end.
     """
@@ -68,11 +68,12 @@ def run_episodes(
         env_state, episode = carry
         running = episode["running"]
         env_state = env.step(env_state, policy(env_state.obs, step_key))
+        reached = (running > 0) & ~env.nonfinite(env_state)
         values = {"reward": env_state.reward, **env_state.metrics}
         episode = {
             "running": running * (1.0 - env_state.done),
             "length": jnp.where(running > 0, env_state.steps, episode["length"]),
-            "last": jnp.where(running[:, None] > 0, env_state.state, episode["last"]),
+            "last": jnp.where(reached[:, None], env_state.state, episode["last"]),
             # `where`, not a product: an ended episode may run into non-finite numbers that must not count.
             "totals": jax.tree.map(lambda t, v: t + jnp.where(running > 0, v, 0.0), episode["totals"], values),
         }

@@ -22,7 +22,7 @@ from envs.render import wall_boxes
 from src import crl
 from src.evaluator import Episodes
 from src.train import Program
-from utils import read_rows
+from utils import Config, read_rows, survives
 
 Rows = list[dict[str, str]]
 
@@ -32,17 +32,24 @@ BLUE, VERMILION, COLOUR_MAP = "#0072B2", "#D55E00", "cividis"
 STYLE = {"font.size": 9, "axes.titlesize": 9, "legend.frameon": False, "lines.linewidth": 1.5}
 
 
-def draw_all(run_dir: Path, program: Program, agent_state: Any, episodes: Episodes) -> list[Path]:
-    """Writes every picture that the run has the data for into its folder; returns their paths."""
+def draw_all(
+    run_dir: Path, program: Program, agent_state: Any, episodes: Episodes, suffix: str = ""
+) -> tuple[list[Path], bool]:
+    """Writes every picture that the run has the data for into its folder, as NAME + `suffix` + .png; returns their
+    paths, and whether all worked: what cannot be drawn costs one warning."""
     rows = read_rows(run_dir / "metrics.csv", 2**63)
     paths = []
-    for name, draw in PICTURES.items():
+
+    def draw(name: str) -> None:
+        path = run_dir / f"{name}{suffix}.png"
         with matplotlib.rc_context(STYLE):
-            figure = draw(program, agent_state, episodes, rows)
+            figure = PICTURES[name](program, agent_state, episodes, rows)
             if figure is not None:
-                paths.append(run_dir / f"{name}.png")
-                figure.savefig(paths[-1], dpi=150)
-    return paths
+                figure.savefig(path, dpi=150)
+                paths.append(path)
+
+    worked = [survives(f"picture {name}", functools.partial(draw, name), "the others are drawn") for name in PICTURES]
+    return paths, all(worked)
 
 
 # The goal plane.
@@ -72,7 +79,7 @@ def energy_picture(program: Program, agent_state: Any, episodes: Episodes, rows:
         finish_plane(axes, env, low, high, f"at the {title} of an episode")
     figure.colorbar(colours, ax=both, extend="min", label="energy f(s, π(s, g), g)")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
-    figure.suptitle(f"{program.config.env_name}: energy of the critic over goals g")
+    figure.suptitle(f"{name_of_eval_env(program.config)}: energy of the critic over goals g")
     return figure
 
 
@@ -115,8 +122,13 @@ def goals_picture(program: Program, agent_state: Any, episodes: Episodes, rows: 
     axes.plot(*achieved(env, episodes.start).T, ".", color="#777777", markersize=3, label="start", zorder=1)
     finish_plane(axes, env, *plane(env, episodes), "")
     figure.legend(loc="outside lower center", ncols=3)
-    axes.set_title(f"{program.config.env_name}: {reached.sum():,} of {len(reached):,} goals reached")
+    axes.set_title(f"{name_of_eval_env(program.config)}: {reached.sum():,} of {len(reached):,} goals reached")
     return figure
+
+
+def name_of_eval_env(config: Config) -> str:
+    """The env that starts, goals and walls are of."""
+    return config.eval_env or config.env_name
 
 
 def achieved(env: GoalEnv, state: np.ndarray) -> np.ndarray:

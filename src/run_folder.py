@@ -125,6 +125,12 @@ def _newest_run(config: Config) -> Path | None:
     return max(found, key=lambda run_dir: (run_dir / "checkpoints").stat().st_mtime, default=None)
 
 
+def trained_together(config: Config) -> int | None:
+    """How many seeds the run that a bare `--resume` goes on from was trained with; None if there is no such run."""
+    newest = _newest_run(config)
+    return len(_trained_with(newest)) if newest else None
+
+
 def _trained_with(run_dir: Path) -> list[str]:
     record = json.loads((run_dir / "config.json").read_text())
     return record.get("trained_with", [run_dir.name])

@@ -27,7 +27,8 @@ class Recording(NamedTuple):
 
     Attributes:
       episodes: what they came to.
-      poses: (T, N, nq) joint positions after each action; an ended episode keeps its last pose.
+      poses: (T, N, nq) joint positions after each action; an ended episode keeps its last pose, or its last
+        finite one if its physics blew up.
     """
 
     episodes: Episodes
@@ -45,8 +46,10 @@ def record(program: Program, agent_state: Any, num_episodes: int = NUM_EPISODES)
     """Runs the first episodes of the program's evaluation, acting as the evaluation does."""
     key = jax.random.key(program.config.seed)
     episodes, poses = jax.device_get(_roll_out(program, num_episodes, agent_state.replace(opt_state=None), key))
-    last_action = -(-episodes.length // program.config.action_repeat).astype(int) - 1
-    rows = np.minimum(np.arange(len(poses))[:, None], last_action)
+    num_actions = -(-episodes.length // program.config.action_repeat).astype(int)
+    action = np.arange(len(poses))[:, None]
+    is_pose = (action < num_actions) & np.isfinite(poses).all(axis=-1)
+    rows = np.maximum.accumulate(np.where(is_pose, action, 0))
     return Recording(episodes, poses[rows, np.arange(num_episodes)])
 
 

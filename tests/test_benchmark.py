@@ -3,25 +3,30 @@
 import json
 import math
 
+import jax
 import pytest
 from conftest import flags, tiny
 
 from scripts import benchmark, benchmark_checkpoint
+from utils import planned_bytes
 
 pytestmark = pytest.mark.usefixtures("probe_registered")
 
 
 @pytest.mark.slow
 def test_a_sweep_leaves_figures_table_and_plot(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(jax, "device_count", lambda: 4)  # of which the runs use one
     monkeypatch.setattr(benchmark, "MATMUL_SIZE", 8)
     monkeypatch.setattr(benchmark, "SWEEP", {"num_envs": (4, 6), "num_seeds": (1, 2)})
     out = tmp_path / "new" / "sweep.json"
-    more = ["--repeats", "1", "--updates", "2", "--sweep", "--out", str(out)]
+    more = ["--num_devices", "1", "--repeats", "1", "--updates", "2", "--sweep", "--out", str(out)]
     assert benchmark.main([*flags(tiny()), *more]) == 0
     results = json.loads(out.read_text())
     assert [(each["flags"]["num_envs"], each["flags"]["num_seeds"]) for each in results] == [(4, 1), (6, 1), (4, 2)]
     for each in results:
         assert all(math.isfinite(value) and value > 0 for value in each.values() if isinstance(value, float))
+    assert results[0]["planned MiB"] == pytest.approx(planned_bytes(tiny(), (2, 2, 2), 1) / 2**20)
+    assert results[0]["device"].startswith("cpu x 1, ")
     assert results[2]["replay MiB"] == pytest.approx(2 * results[0]["replay MiB"])
     assert [each["flags"]["num_seeds"] for each in benchmark.along(results, "num_seeds")] == [1, 2]
     rows = out.with_suffix(".md").read_text().splitlines()

@@ -138,11 +138,16 @@ def start_two(config, address):
 
 @pytest.mark.parametrize("num_seeds", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_two_processes_give_the_numbers_of_one(tmp_path, address, one_device, num_seeds):
-    """One seed split over both, or a seed in each. The first process alone leaves anything."""
+    """One seed split over both, or a seed in each, drawn too. The first process alone leaves anything."""
+    several = num_seeds > 1
     config = dataclasses.replace(DIVISIBLE, num_seeds=num_seeds, output_dir=str(tmp_path))
+    if several:
+        config = dataclasses.replace(config, env_name="drawn_probe", render=True, video_every=1)
     outputs = [finish(process) for process in start_two(config, address)]
     assert "success rate" in outputs[0] and "run folder" not in outputs[1]
     assert len(run_dirs(tmp_path)) == num_seeds
+    for run_dir in run_dirs(tmp_path):
+        assert len(list(run_dir.glob("*.png"))) == 3 * several
     assert_close(results(config), one_device(num_seeds))
 
 

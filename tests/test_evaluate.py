@@ -9,6 +9,7 @@ from drawing import DrawnProbe, drawn_run
 
 from scripts import evaluate
 from scripts.evaluate import EvaluateConfig, distance_bins, scores, table_rows
+from src import insight
 from src.evaluator import Episodes
 
 
@@ -71,10 +72,22 @@ def test_a_run_is_measured_deterministic_and_stochastic(tmp_path, capsys):
     assert {path.name for path in run_dir.glob("*.png")} == {"energy.png", "reached_goals.png", "critic.png"}
 
 
+def test_another_policy_or_env_leaves_files_of_its_own(tmp_path, capsys, monkeypatch):
+    run_dir = drawn_run(tmp_path)
+    monkeypatch.setitem(insight.PICTURES, "energy", lambda *_: 1 / 0)
+    with registered(probe=DrawnProbe, far=DrawnProbe):
+        more = ["--episodes", "9", "--params", "best", "--eval_env", "far"]
+        assert evaluate.main([str(run_dir), *more]) == 1  # a picture is missing
+    files = {path.name for ending in ("png", "csv") for path in run_dir.glob(f"*.{ending}")}
+    assert files == {"metrics.csv", "evaluation_best_far.csv", "reached_goals_best_far.png", "critic_best_far.png"}
+    assert "far, policy of" in capsys.readouterr().out
+
+
 def test_requests_that_cannot_be_carried_out(tmp_path, capsys):
     for args, text in (
         ([str(tmp_path)], "is not a run folder"),
         ([str(tmp_path), "--episodes", "0"], "--episodes 0 is out of range"),
+        ([str(tmp_path), "--episodes", "100001"], "--episodes 100001 is out of range"),
         ([str(tmp_path), "--confidence", "95"], "inside (0, 1)"),
         ([], "run_dir"),
     ):

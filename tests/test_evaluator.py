@@ -9,7 +9,7 @@ import pytest
 from conftest import ProbeEnv
 
 from envs.wrappers import VectorEnv
-from src.evaluator import EVAL_GOALS_SEED, evaluate
+from src.evaluator import EVAL_GOALS_SEED, evaluate, run_episodes
 
 NUM, LENGTH = 16, 12
 
@@ -76,6 +76,14 @@ def test_sums_over_each_episode_and_their_spread(probe, lives):
     assert successes.min() + successes.max() > 0
     assert 0 < expected["episode_success_any"] < 1
     assert expected["episode_success_std"] > 0.1
+
+
+@pytest.mark.parametrize(("lives", "actions"), [(0, 0), (3, 3)])
+def test_an_episode_whose_physics_blows_up_keeps_its_last_finite_state(lives, actions):
+    vector = VectorEnv(ProbeEnv(lives=(lives, lives), ends=False), LENGTH)
+    episodes, _ = run_episodes(vector, lambda obs, key: jnp.ones((NUM, 2)), NUM, jax.random.key(0))
+    assert np.all(episodes.length == actions + 1)
+    np.testing.assert_allclose(episodes.last, np.clip(episodes.start + 0.1 * actions, -1, 1), atol=1e-6)
 
 
 def test_the_average_length_is_in_env_steps():

@@ -1,12 +1,14 @@
 """Pictures of what was learned: the right numbers at the right places, axes with units, nothing where there is none."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 from conftest import make_probe_program, tiny
 from drawing import DrawnProbe
 
-from src import crl
+from src import crl, insight
 from src.evaluator import run_episodes
 from src.insight import PICTURES, critic_picture, draw_all, energy_of_goals, energy_picture, goals_picture, plane
 
@@ -97,8 +99,24 @@ def test_critic_picture_shows_gap_and_norms():
 
 def test_what_has_no_data_is_left_out(tmp_path):
     program, agent_state, episodes = make(OneCoordinate)
-    assert draw_all(tmp_path, program, agent_state, episodes) == []  # no plane, no metrics.csv
+    assert draw_all(tmp_path, program, agent_state, episodes) == ([], True)  # no plane, no metrics.csv
     program, agent_state, episodes = make()
-    paths = draw_all(tmp_path, program, agent_state, episodes)
-    assert [path.stem for path in paths] == [name for name in PICTURES if name != "critic"]
+    paths, complete = draw_all(tmp_path, program, agent_state, episodes)
+    assert complete and [path.stem for path in paths] == [name for name in PICTURES if name != "critic"]
     assert all(path.stat().st_size > 1000 for path in paths)
+
+
+def test_a_picture_that_fails_costs_no_other(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(insight.PICTURES, "energy", lambda *_: 1 / 0)
+    paths, complete = draw_all(tmp_path, *make(), suffix="_best")
+    assert not complete and [path.name for path in paths] == ["reached_goals_best.png"] and paths[0].exists()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("warning: picture energy failed, the others are drawn (ZeroDivisionError")
+
+
+def test_the_goal_plane_is_named_after_the_env_it_is_of():
+    program, agent_state, episodes = make()
+    program = program._replace(config=dataclasses.replace(program.config, eval_env="another"))
+    title = energy_picture(program, agent_state, episodes, [])._suptitle.get_text()
+    assert title.startswith("another: ")
+    assert goals_picture(program, agent_state, episodes, []).axes[0].get_title().startswith("another: ")

@@ -12,6 +12,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from scripts import plot
+from src import run_folder
 from src.statistics import interquartile_mean
 
 METRIC = "eval/episode_success_any"
@@ -38,6 +39,10 @@ def make_run(tmp_path):
 
 def read_csv(path):
     return list(csv.DictReader(path.read_text().splitlines())) if path.exists() else []
+
+
+def test_flags_that_change_no_number_are_no_settings():
+    assert run_folder._MAY_DIFFER - {"num_timesteps"} <= plot.BOOKKEEPING
 
 
 @pytest.fixture

@@ -147,6 +147,40 @@ def test_batches_of_seeds_go_on_where_they_were(monkeypatch, references, tmp_pat
         assert crash_test.timeless_rows(run_dir / "metrics.csv") == crash_test.timeless_rows(alone / "metrics.csv")
 
 
+@pytest.mark.parametrize("late", ["Recorder.close", "train_batch"])
+def test_a_signal_as_a_batch_ends_is_kept_for_the_next(monkeypatch, tmp_path, capsys, late):
+    """While its files are closed, or between two batches: the first is finished, the second not begun."""
+    config = tiny(output_dir=str(tmp_path), num_seeds=2, seed_batch=1)
+    owner, name = (training.Recorder, "close") if late == "Recorder.close" else (training, "train_batch")
+    original = getattr(owner, name)
+
+    def and_a_signal(*args):
+        result = original(*args)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return result
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, and_a_signal)
+        assert training.main(arguments(config)) == training.INTERRUPTED
+    assert "SIGTERM: left after seed 0; go on with  python training.py" in capsys.readouterr().out
+    assert len(run_dirs(tmp_path)) == 1
+    assert training.main(arguments(config, "--resume")) == 0
+    assert len(run_dirs(tmp_path)) == 2
+
+
+@pytest.mark.parametrize("together", [1, 2])
+def test_a_bare_resume_keeps_the_size_of_the_batches(monkeypatch, tmp_path, capsys, together):
+    """On a machine with memory for as many seeds, then on one that would train them otherwise."""
+    config = tiny(output_dir=str(tmp_path), num_seeds=2)
+    monkeypatch.setattr(training, "seeds_that_fit", lambda *_: together)
+    interrupt(monkeypatch, config, 3)
+    assert ("--seed_batch 1" in capsys.readouterr().out) == (together == 1)
+    monkeypatch.setattr(training, "seeds_that_fit", lambda *_: 3 - together)
+    assert training.main(arguments(config, "--resume")) == 0
+    assert capsys.readouterr().out.count("resume      at ") == 1
+    assert len(run_dirs(tmp_path)) == 2
+
+
 def test_one_folder_does_not_stand_for_several_batches(finished, capsys):
     (run_dir,) = run_dirs(finished)
     more = ("--resume", str(run_dir), "--num_seeds", "4", "--seed_batch", "2")

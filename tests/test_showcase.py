@@ -1,6 +1,8 @@
 """What a run draws of itself, when, and that training never depends on it."""
 
 import csv
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -76,6 +78,27 @@ def test_each_seed_is_drawn_into_its_own_folder(tmp_path, monkeypatch):
     for run_dir, agent_state in shown.items():
         with np.load(run_dir / "params.npz") as stored:
             assert np.array_equal(stored["params/log_alpha"], agent_state.params["log_alpha"])
+
+
+def test_a_signal_does_not_wait_for_the_seeds_that_are_left_to_draw(tmp_path, monkeypatch):
+    shown = []
+
+    def show(self, run_dir, *_):
+        shown.append(run_dir)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Showcase, "show", show)
+    config = tiny(output_dir=str(tmp_path), render=True, num_seeds=2, video_every=1)
+    with registered(probe=DrawnProbe):
+        assert training.main(flags(config)) == training.INTERRUPTED
+    assert len(shown) == 1
+
+
+def test_what_is_due_does_not_depend_on_what_failed():
+    """Or the processes of a run would fetch the parameters at different moments."""
+    showcase = Showcase(make_probe_program(tiny(render=True, video_every=1)), print)
+    showcase.can_film = False
+    assert showcase.due(Position())
 
 
 @pytest.mark.parametrize(

@@ -677,6 +677,15 @@ def test_as_many_seeds_are_trained_together_as_fit_in_even_batches():
     assert utils.seeds_that_fit(config, sizes, 4, 3 * one) == 8  # two on each of four devices
 
 
+def test_seeds_are_not_split_into_batches_that_would_be_refused():
+    config, sizes = tiny(num_seeds=8, num_envs=100, batch_size=100, num_eval_envs=100), (2, 2, 2)
+    one = utils.planned_bytes(dataclasses.replace(config, num_seeds=1), sizes, 1)
+    fitting = [utils.seeds_that_fit(config, sizes, 8, share * one) for share in (100, 0.8, 0.4, 0.01)]
+    assert fitting == [8, 4, 2, 2]  # 3 and 1 would leave 8 devices to a seed
+    odd = dataclasses.replace(config, num_seeds=5, num_envs=6)
+    assert utils.seeds_that_fit(odd, sizes, 4, one) == 5  # no size divides; refused with the reason
+
+
 # Run folders.
 
 

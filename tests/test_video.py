@@ -1,5 +1,6 @@
 """Videos: whole episodes of the policy as it acts, the goal and the robot in every frame, files that play."""
 
+import functools
 import re
 import subprocess
 from pathlib import Path
@@ -42,12 +43,13 @@ def test_recorded_is_what_the_policy_does_through_its_tanh():
     np.testing.assert_allclose(recording.episodes.last, recording.poses[-1], atol=1e-6)
 
 
-@pytest.mark.parametrize("action_repeat", (1, 2))
-def test_an_episode_that_ends_early_keeps_its_last_pose(action_repeat):
-    program, agent_state = make(Brief, action_repeat=action_repeat)
+@pytest.mark.parametrize(("action_repeat", "ends"), [(1, True), (2, True), (1, False), (2, False)])
+def test_an_episode_that_ends_early_keeps_its_last_pose(action_repeat, ends):
+    """Or its last finite one, if its physics blows up at the next env step."""
+    program, agent_state = make(functools.partial(Brief, ends=ends), action_repeat=action_repeat)
     recording = record(program, agent_state, 3)
     actions = 4 // action_repeat
-    assert recording.episodes.length.tolist() == [4, 4, 4]
+    assert recording.episodes.length.tolist() == [4 if ends else 5] * 3
     assert np.all(np.isfinite(recording.poses))
     assert np.all(recording.poses[actions:] == recording.poses[actions - 1])
     assert np.any(recording.poses[actions - 1] != recording.poses[actions - 2])

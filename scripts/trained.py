@@ -1,0 +1,45 @@
+"""What the scripts that look at a trained policy share: the flags that choose it, and how it is loaded."""
+
+import dataclasses
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import tyro
+
+import training
+from src.command_line import parse
+from src.run_folder import PARAMS_FILES, load_trained
+from src.train import Program
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedConfig:
+    """Which policy, and where it acts."""
+
+    run_dir: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="RUN_DIR")]]
+    """The run's folder."""
+    params: Literal[*PARAMS_FILES] = "last"
+    """The policy of the last evaluation, or the one with the most time near the goal."""
+    eval_env: str | None = None
+    """Environment to act in, of the same sizes; None is the one the run is evaluated on."""
+
+
+_Config = TypeVar("_Config", bound=TrainedConfig)
+
+
+def load_or_refuse(
+    config_class: type[_Config], args: list[str], prog: str, check: Callable[[_Config], None]
+) -> tuple[_Config, Program, Any] | None:
+    """The request, the program of its run and the agent state; None, after a line that says why, if it or `check`
+    raises a ValueError."""
+    try:
+        config = parse(config_class, args, prog=prog)
+        check(config)
+        trained = load_trained(Path(config.run_dir), config.params, config.eval_env)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return None
+    training.enable_compilation_cache()
+    return config, *trained
