@@ -101,15 +101,14 @@ class WandbLogger:
         if self.run is None:
             return
         online = not self.run.offline
-        uploaded = self.working and all([survives("W&B", self._log_files), self._finish(online)])
+        # After one in vain W&B's exit handler waits for all the others together; artifacts would ask the service again.
+        in_time = self.working and not (online and WandbLogger.waited_in_vain)
+        uploaded = in_time and all([survives("W&B", self._log_files), self._finish(online)])
         if not online or not uploaded:
             print(f"W&B: upload this run with  {shlex.join(self._sync_command(online))}", flush=True)
 
     def _finish(self, online: bool) -> bool:
         """Waits for the upload, and whether it is done."""
-        # After one in vain there is no other: W&B's exit handler waits for all the others together.
-        if online and WandbLogger.waited_in_vain:
-            return False
         finished = survives("W&B", self.run.finish)
         if online and not finished:
             WandbLogger.waited_in_vain = True

@@ -209,26 +209,22 @@ def test_a_seed_that_cannot_start_leaves_the_others_online(server, point_at, tmp
     assert len(server.runs) == 2
 
 
-@pytest.mark.parametrize("fails", ["log_artifact", "finish"])
-def test_the_end_of_one_seed_is_not_that_of_the_others(server, point_at, tmp_path, capsys, monkeypatch, fails):
+def test_the_files_of_one_seed_are_not_those_of_the_others(server, point_at, tmp_path, capsys, monkeypatch):
     def fail(*_):
         raise TimeoutError("fails")
 
     point_at(server)
     first, second, third = loggers = [WandbLogger(tiny(seed=seed), tmp_path / f"run{seed}") for seed in range(3)]
-    with monkeypatch.context() as patch:
-        patch.setattr(first.run, fails, fail)
-        for logger in loggers:
-            (logger.run_dir / "params.npz").write_bytes(b"parameters")
-            logger.log({"x": 1}, 10)
-            logger.close()
+    monkeypatch.setattr(first.run, "log_artifact", fail)
+    for logger in loggers:
+        (logger.run_dir / "params.npz").write_bytes(b"parameters")
+        logger.log({"x": 1}, 10)
+        logger.close()
     printed = capsys.readouterr()
     assert printed.err.count("warning: ") == 1
-    assert printed.out.count("wandb sync") == (1 if fails == "log_artifact" else 3)
-    for logger in loggers:
-        logger.run.finish()  # as at the end of the process
+    assert printed.out.count("wandb sync") == 1
     committed = {artifact["run"] for artifact in server.artifacts if artifact["committed"]}
-    assert committed >= {second.run_id, third.run_id}
+    assert committed == {second.run_id, third.run_id}
     assert [steps(server.runs[logger.run_id]) for logger in loggers] == [[10]] * 3
 
 
