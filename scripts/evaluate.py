@@ -10,22 +10,21 @@ import dataclasses
 import functools
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 from scipy import stats
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any directory
 
 import training  # noqa: E402
 from scripts.plot import markdown_table, write_csv  # noqa: E402
-from src.command_line import ConfigError, parse  # noqa: E402
+from scripts.trained import TrainedConfig, load_or_refuse  # noqa: E402
+from src.command_line import ConfigError  # noqa: E402
 from src.evaluator import Episodes, run_episodes  # noqa: E402
 from src.insight import draw_all, name_of_eval_env  # noqa: E402
-from src.run_folder import load_trained  # noqa: E402
 from src.statistics import stratified_bootstrap  # noqa: E402
 from src.train import Program  # noqa: E402
 
@@ -34,17 +33,11 @@ MOST_EPISODES = 100_000  # they run side by side, each with the memory of an env
 
 
 @dataclasses.dataclass(frozen=True)
-class EvaluateConfig:
+class EvaluateConfig(TrainedConfig):
     """Measures a trained policy on many episodes."""
 
-    run_dir: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="RUN_DIR")]]
-    """The run's folder."""
     episodes: int = 1000
     """Episodes for each of the two policies; the first ones are those of the run's own evaluations."""
-    params: Literal["last", "best"] = "last"
-    """The policy of the last evaluation, or the one with the most time near the goal."""
-    eval_env: str | None = None
-    """Environment to evaluate on, of the same sizes; None is the one the run is evaluated on."""
     confidence: float = 0.95
     """Confidence of the intervals."""
     seed: int = 0
@@ -106,28 +99,20 @@ def scores(near: np.ndarray, config: EvaluateConfig) -> dict[str, int | float]:
     }
 
 
-def prepare(args: list[str]) -> tuple[EvaluateConfig, Program, Any]:
-    """The request, and what it is about.
-
-    Raises:
-      ValueError: it cannot be carried out.
-    """
-    config = parse(EvaluateConfig, args, prog="evaluate.py")
+def check(config: EvaluateConfig) -> None:
+    """Raises ConfigError for what cannot be carried out."""
     if not 1 <= config.episodes <= MOST_EPISODES:
         raise ConfigError(f"--episodes {config.episodes} is out of range: 1 to {MOST_EPISODES:,}")
     if not 0 < config.confidence < 1:
         raise ConfigError(f"--confidence {config.confidence} is out of range: it lies inside (0, 1), e.g. 0.95")
-    return config, *load_trained(Path(config.run_dir), config.params, config.eval_env)
 
 
 def main(args: list[str]) -> int:
     """Runs the command line; returns the exit status: 0 done, 1 a file could not be written, 2 refused."""
-    try:
-        config, program, agent_state = prepare(args)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
+    loaded = load_or_refuse(EvaluateConfig, args, "evaluate.py", check)
+    if loaded is None:
         return training.REFUSED
-    training.enable_compilation_cache()
+    config, program, agent_state = loaded
     env, run_dir = program.eval_env.env, Path(config.run_dir)
     rows = []
     for actions in ("deterministic", "stochastic"):

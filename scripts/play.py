@@ -9,33 +9,25 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Literal
 
 import numpy as np
-import tyro
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any directory
 
 import training  # noqa: E402
 from envs.render import Scene  # noqa: E402
-from src.command_line import ConfigError, parse  # noqa: E402
+from scripts.trained import TrainedConfig, load_or_refuse  # noqa: E402
+from src.command_line import ConfigError  # noqa: E402
 from src.player import Player  # noqa: E402
-from src.run_folder import load_trained  # noqa: E402
 
 HELP = "Enter: new goal   Backspace: new episode   Space: pause"
 SPACE, ENTER, BACKSPACE = 32, 257, 259  # key codes of GLFW
 
 
 @dataclasses.dataclass(frozen=True)
-class PlayConfig:
+class PlayConfig(TrainedConfig):
     """Shows a trained policy live in MuJoCo's viewer, with goals that you choose."""
 
-    run_dir: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="RUN_DIR")]]
-    """The run's folder."""
-    params: Literal["last", "best"] = "last"
-    """The policy of the last evaluation, or the one with the most time near the goal."""
-    eval_env: str | None = None
-    """Environment to play in, of the same sizes; None is the one the run is evaluated on."""
     web: bool = False
     """Serve MuJoCo's web viewer; needs no screen, no OpenGL and no internet. Whoever reaches the port can use it."""
     port: int = 0
@@ -149,19 +141,20 @@ def play_on_web(stage: Stage, port: int) -> None:
     launch_web.run(config, model=stage.model, data=stage.data, plugins=plugins(stage))
 
 
+def check(config: PlayConfig) -> None:
+    """Raises ConfigError for what cannot be carried out."""
+    if not config.web and sys.platform == "linux" and not (os.environ.keys() & {"DISPLAY", "WAYLAND_DISPLAY"}):
+        raise ConfigError("there is no screen here (DISPLAY is not set): add --web to watch in a browser")
+    if not 0 <= config.port < 2**16:
+        raise ConfigError(f"--port {config.port} is out of range: 0 to {2**16 - 1}")
+
+
 def main(args: list[str]) -> int:
     """Runs the command line; returns the exit status: 0 done, 1 no viewer, 2 refused."""
-    try:
-        config = parse(PlayConfig, args, prog="play.py")
-        if not config.web and sys.platform == "linux" and not (os.environ.keys() & {"DISPLAY", "WAYLAND_DISPLAY"}):
-            raise ConfigError("there is no screen here (DISPLAY is not set): add --web to watch in a browser")
-        if not 0 <= config.port < 2**16:
-            raise ConfigError(f"--port {config.port} is out of range: 0 to {2**16 - 1}")
-        program, agent_state = load_trained(Path(config.run_dir), config.params, config.eval_env)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
+    loaded = load_or_refuse(PlayConfig, args, "play.py", check)
+    if loaded is None:
         return training.REFUSED
-    training.enable_compilation_cache()
+    config, program, agent_state = loaded
     print("compiling ...", flush=True)
     stage = Stage(Player(program, agent_state, config.seed))
     print(HELP, flush=True)

@@ -14,21 +14,15 @@ import tyro
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any directory
 
 import training  # noqa: E402
-from src.command_line import ConfigError, parse  # noqa: E402
-from src.run_folder import load_trained  # noqa: E402
+from scripts.trained import TrainedConfig, load_or_refuse  # noqa: E402
+from src.command_line import ConfigError  # noqa: E402
 from src.video import SECONDS, SHOWN, film, record, write_film  # noqa: E402
 
 
 @dataclasses.dataclass(frozen=True)
-class RenderConfig:
+class RenderConfig(TrainedConfig):
     """Draws a video of a trained policy and the goal it is given."""
 
-    run_dir: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="RUN_DIR")]]
-    """The run's folder."""
-    params: Literal["last", "best"] = "last"
-    """The policy of the last evaluation, or the one with the most time near the goal."""
-    eval_env: str | None = None
-    """Environment to show it in, of the same sizes; None is the one the run is evaluated on."""
     show: Annotated[tuple[Literal["best", "random", "worst"], ...], tyro.conf.UseAppendAction] = ()
     """Episode to show; repeat the flag for more, side by side. None given: all three."""
     seconds: float = SECONDS
@@ -37,17 +31,18 @@ class RenderConfig:
     """Where to write, without the ending; None is RUN_DIR/videos/last or /best."""
 
 
+def check(config: RenderConfig) -> None:
+    """Raises ConfigError for what cannot be carried out."""
+    if not 0.1 <= config.seconds <= 3600:
+        raise ConfigError(f"--seconds {config.seconds} is out of range: 0.1 to 3600")
+
+
 def main(args: list[str]) -> int:
     """Runs the command line; returns the exit status: 0 done, 1 nothing to draw with, 2 refused."""
-    try:
-        config = parse(RenderConfig, args, prog="render.py")
-        if not 0.1 <= config.seconds <= 3600:
-            raise ConfigError(f"--seconds {config.seconds} is out of range: 0.1 to 3600")
-        program, agent_state = load_trained(Path(config.run_dir), config.params, config.eval_env)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
+    loaded = load_or_refuse(RenderConfig, args, "render.py", check)
+    if loaded is None:
         return training.REFUSED
-    training.enable_compilation_cache()
+    config, program, agent_state = loaded
     stem = Path(config.out or Path(config.run_dir) / "videos" / config.params)
     try:
         paths = write_film(stem, film(program, record(program, agent_state), config.show or SHOWN, config.seconds))

@@ -89,16 +89,18 @@ def energy_of_goals(
     """(len(y), len(x)) energies in one state of the goals at x, y, each after the action that the policy would take for
     it; further entries of the goal as in `goal`."""
     env = program.eval_env.env
-    networks = crl.make_networks(program.config, env)
     plane_x, plane_y = np.meshgrid(x, y)
     goals = jnp.broadcast_to(goal, (*plane_x.shape, env.goal_dim)).at[..., :2].set(np.stack([plane_x, plane_y], -1))
     states = jnp.broadcast_to(state, (*plane_x.shape, env.state_dim))
-    agent_state = agent_state.replace(opt_state=None)
-    actions = jax.jit(functools.partial(crl.act, networks, key=None, deterministic=True))(
-        agent_state, jnp.concatenate([states, goals], axis=-1)
-    )
-    energy = jax.jit(functools.partial(crl.energy, program.config, networks))
-    return np.asarray(energy(agent_state, states, actions, goals))
+    return np.asarray(_energies(program, agent_state.replace(opt_state=None), states, goals))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _energies(program: Program, agent_state: Any, states: jax.Array, goals: jax.Array) -> jax.Array:
+    networks = crl.make_networks(program.config, program.eval_env.env)
+    obs = jnp.concatenate([states, goals], axis=-1)
+    actions = crl.act(networks, agent_state, obs, key=None, deterministic=True)
+    return crl.energy(program.config, networks, agent_state, states, actions, goals)
 
 
 def goals_picture(program: Program, agent_state: Any, episodes: Episodes, rows: Rows) -> Figure | None:

@@ -2,15 +2,15 @@
 
 import dataclasses
 import os
-import signal
 import socket
 from pathlib import Path
 
+import durability
 import jax
 import numpy as np
 import pytest
 from conftest import ProbeEnv, registered, tiny
-from durability import arguments, read_until, run_dirs, start_process
+from durability import arguments, run_dirs, start_process
 
 import training
 from src import devices
@@ -131,8 +131,8 @@ def address():
         return f"127.0.0.1:{free.getsockname()[1]}"
 
 
-def start_two(config, address):
-    together = ("--coordinator_address", address, "--num_processes", "2")
+def start_two(config, address, *more):
+    together = ("--coordinator_address", address, "--num_processes", "2", *more)
     return [on_devices(config, 1, *together, "--process_id", str(number)) for number in range(2)]
 
 
@@ -151,17 +151,42 @@ def test_two_processes_give_the_numbers_of_one(tmp_path, address, one_device, nu
     assert_close(results(config), one_device(num_seeds))
 
 
+# The training of the probe env, whose second process receives SIGTERM as its first steps are done.
+SIGNAL_TO_THE_SECOND = """
+import os, signal, sys
+import probe_training
+import jax, pytest
+from conftest import ProbeEnv, registered
+from durability import at_moment
+
+def signal_to_the_second(recorder):
+    if jax.process_index() == 1:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+at_moment(pytest.MonkeyPatch(), 1, signal_to_the_second)
+with registered(probe=ProbeEnv):
+    sys.exit(probe_training.training.main(sys.argv[1:]))
+"""
+
+
 @pytest.mark.slow
-def test_a_signal_to_one_of_two_processes_saves_and_ends_both(tmp_path, address, one_device):
-    """And both can go on from there."""
-    config = dataclasses.replace(DIVISIBLE, num_timesteps=10**9, num_evals=2, output_dir=str(tmp_path))
-    first, second = start_two(config, address)
-    read_until(first, "checkpoint  ")
-    second.send_signal(signal.SIGTERM)
+def test_a_signal_to_one_of_two_processes_saves_and_ends_both(monkeypatch, tmp_path, address, one_device):
+    """And both go on from there to the numbers of one device."""
+    program = tmp_path / "program.py"
+    program.write_text(SIGNAL_TO_THE_SECOND)
+    config = dataclasses.replace(DIVISIBLE, output_dir=str(tmp_path / "runs"))
+    with monkeypatch.context() as patch:
+        patch.setattr(durability, "PROGRAM", str(program))
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent))
+        first, second = start_two(config, address)
     assert "another process was interrupted: left at" in finish(first, training.INTERRUPTED)
     finish(second, training.INTERRUPTED)
     ((_, state),) = results(config)
-    assert state["train_state/training_steps"] > 0
+    assert 0 < state["train_state/training_steps"] < 4
+    first, second = start_two(config, address, "--resume")
+    assert "resume      at " in finish(first)
+    finish(second)
+    assert_close(results(config), one_device(1))
 
 
 def test_processes_that_see_different_checkpoints_are_refused(tmp_path, address):
