@@ -80,9 +80,14 @@ def make_networks(config: Config, env: GoalEnv) -> Networks:
 
 
 def make_optimizer(config: Config) -> optax.GradientTransformation:
-    """Adam for all three, each with its own rate."""
+    """Adam for all three, each with its own rate. Its moments are flat arrays of all parameters: one kernel, not one
+    for each parameter."""
     rates = {"actor": config.policy_lr, "critic": config.critic_lr, "log_alpha": config.alpha_lr}
-    return optax.multi_transform({name: optax.adam(rate) for name, rate in rates.items()}, {n: n for n in rates})
+
+    def descend(updates, params=None):
+        return {name: optax.tree.scale(-rates[name], update) for name, update in updates.items()}
+
+    return optax.chain(optax.flatten(optax.scale_by_adam()), optax.stateless(descend))
 
 
 def init(config: Config, networks: Networks, key: jax.Array) -> AgentState:
@@ -164,20 +169,23 @@ def energy(
 def critic_loss(
     config: Config, params: dict[str, Any], phi: jax.Array, psi: jax.Array
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The contrastive loss of (B, D) representations with its penalties, and what to report of it."""
+    """The contrastive loss of (B, D) representations with its penalties, and what to report of it (`batch_means`)."""
     logits = pairwise_energy(config.energy_fn, phi, psi)
     if config.use_c_target:
         logits = logits * params["c_target"]
     loss = CONTRASTIVE_LOSSES[config.contrastive_loss_fn](logits, no_resubs=config.no_resubs)
-    l2_penalty = jnp.mean(jnp.square(phi)) + jnp.mean(jnp.square(psi))
-    log_partition = row_logsumexp(logits, config.no_resubs)
-    loss += config.logsumexp_penalty * jnp.mean(jnp.square(log_partition)) + config.l2_penalty * l2_penalty
+    if config.logsumexp_penalty:
+        log_partition = row_logsumexp(logits, config.no_resubs)
+        loss += config.logsumexp_penalty * jnp.mean(jnp.square(log_partition))
+    l2_penalty = jnp.mean(jnp.square(phi) + jnp.square(psi), axis=-1)
+    if config.l2_penalty:
+        loss += config.l2_penalty * jnp.mean(l2_penalty)
     phi_norm, psi_norm = jnp.linalg.norm(phi, axis=-1), jnp.linalg.norm(psi, axis=-1)
     metrics = {
         "crl_critic_loss": loss,
-        "sa_repr_mean": jnp.mean(phi_norm),
+        "sa_repr_mean": phi_norm,
         "sa_repr_std": jnp.std(phi_norm),
-        "g_repr_mean": jnp.mean(psi_norm),
+        "g_repr_mean": psi_norm,
         "g_repr_std": jnp.std(psi_norm),
         "l2_penalty": l2_penalty,
         **logit_metrics(logits),
@@ -196,7 +204,8 @@ def with_other_goals(share: float, *per_goal: jax.Array) -> list[jax.Array]:
 def policy_loss(
     config: Config, networks: Networks, params: dict[str, Any], key: jax.Array, state: jax.Array, goal: jax.Array, psi
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Actor plus temperature loss from one pass of the policy; the critic, and `psi` with it, is held fixed."""
+    """Actor plus temperature loss from one pass of the policy, and what to report (`batch_means`); the critic, and
+    `psi` with it, is held fixed."""
     critic = jax.lax.stop_gradient(params["critic"])
     goal, psi = with_other_goals(config.random_goals, goal, jax.lax.stop_gradient(psi))
     mean, std = networks.actor.apply(params["actor"], state, goal)
@@ -209,7 +218,7 @@ def policy_loss(
     if config.exploration_coef:
         actor += config.exploration_coef * exploration_bonus(config.energy_fn, phi)
     temperature = temperature_loss(alpha, log_prob, -0.5 * networks.action_size)
-    metrics = {"actor_loss": actor, "alpha_loss": temperature, "alpha": alpha, "entropy": -jnp.mean(log_prob)}
+    metrics = {"actor_loss": actor, "alpha_loss": temperature, "alpha": alpha, "entropy": -log_prob}
     return actor + temperature, metrics
 
 
@@ -231,4 +240,14 @@ def update(
     gradients, metrics = jax.grad(total_loss, has_aux=True)(agent_state.params)
     updates, opt_state = make_optimizer(config).update(gradients, agent_state.opt_state)
     params = optax.apply_updates(agent_state.params, updates)
-    return agent_state.replace(params=params, opt_state=opt_state), metrics
+    return agent_state.replace(params=params, opt_state=opt_state), batch_means(metrics)
+
+
+def batch_means(metrics: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """Takes the mean of each metric that has a value a row, (B,); the others are ().
+
+    One reduction for all: what an update costs on a GPU is the number of its kernels.
+    """
+    by_row = {name: metric for name, metric in metrics.items() if metric.ndim}
+    means = jnp.mean(jnp.stack(list(by_row.values())), axis=1)
+    return metrics | dict(zip(by_row, means, strict=True))

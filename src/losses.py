@@ -137,21 +137,26 @@ def off_diagonal(logits: jax.Array) -> jax.Array:
     return ~jnp.eye(logits.shape[0], dtype=bool)
 
 
+def positives(logits: jax.Array) -> jax.Array:
+    """(B,) the diagonal. A masked sum joins the other sums over rows and has a gradient without a scatter, unlike
+    `jnp.diagonal`."""
+    return jnp.sum(logits, axis=1, where=~off_diagonal(logits))
+
+
 def row_logsumexp(logits: jax.Array, no_resubs: bool = False) -> jax.Array:
     """(B,) logsumexp_j L_ij, over the negatives alone with `no_resubs`."""
-    where = off_diagonal(logits) if no_resubs else None
-    return jax.nn.logsumexp(logits, axis=1, where=where)
+    negative = off_diagonal(logits)
+    return jax.nn.logsumexp(logits, axis=1, where=negative if no_resubs else None)
 
 
 def infonce(logits: jax.Array, no_resubs: bool = False) -> jax.Array:
     """mean_i [logsumexp_j L_ij - L_ii] (https://arxiv.org/abs/1807.03748)."""
-    off_diagonal(logits)
-    return jnp.mean(row_logsumexp(logits, no_resubs) - jnp.diagonal(logits))
+    return jnp.mean(row_logsumexp(logits, no_resubs) - positives(logits))
 
 
 def infonce_backward(logits: jax.Array, no_resubs: bool = False) -> jax.Array:
     """InfoNCE over the columns."""
-    return infonce(logits.T, no_resubs)
+    return jnp.mean(row_logsumexp(logits.T, no_resubs) - positives(logits))
 
 
 def symmetric_infonce(logits: jax.Array, no_resubs: bool = False) -> jax.Array:
@@ -172,7 +177,7 @@ def flatnce(logits: jax.Array, no_resubs: bool = False) -> jax.Array:
     Its value is always 1; only its gradient speaks. The positive is never in the sum.
     """
     del no_resubs
-    c = row_logsumexp(logits, no_resubs=True) - jnp.diagonal(logits)
+    c = row_logsumexp(logits, no_resubs=True) - positives(logits)
     return jnp.mean(jnp.exp(c - jax.lax.stop_gradient(c)))
 
 
@@ -185,21 +190,19 @@ def fb(logits: jax.Array, no_resubs: bool = False) -> jax.Array:
     """mean_i [-L_ii + 0.5 sum_{j != i} L_ij^2 / (B - 1)] (forward-backward, https://arxiv.org/abs/2103.07945)."""
     del no_resubs
     negatives = jnp.where(off_diagonal(logits), jnp.square(logits), 0.0)
-    return jnp.mean(-jnp.diagonal(logits) + 0.5 * jnp.sum(negatives, axis=1) / (logits.shape[0] - 1))
+    return jnp.mean(-positives(logits) + 0.5 * jnp.sum(negatives, axis=1) / (logits.shape[0] - 1))
 
 
 def dpo(logits: jax.Array, no_resubs: bool = False) -> jax.Array:
     """-mean_ij log sigmoid(L_ii - L_ij) (https://arxiv.org/abs/2305.18290)."""
     del no_resubs
-    off_diagonal(logits)
-    return jnp.mean(jax.nn.softplus(logits - jnp.diagonal(logits)[:, None]))
+    return jnp.mean(jax.nn.softplus(logits - positives(logits)[:, None]))
 
 
 def ipo(logits: jax.Array, no_resubs: bool = False) -> jax.Array:
     """mean_ij (L_ii - L_ij - 1)^2 (https://arxiv.org/abs/2310.12036)."""
     del no_resubs
-    off_diagonal(logits)
-    return jnp.mean(jnp.square(jnp.diagonal(logits)[:, None] - logits - 1.0))
+    return jnp.mean(jnp.square(positives(logits)[:, None] - logits - 1.0))
 
 
 def sppo(logits: jax.Array, no_resubs: bool = False) -> jax.Array:
@@ -228,18 +231,20 @@ CONTRASTIVE_LOSSES: dict[str, Callable[..., jax.Array]] = {
 
 
 def logit_metrics(logits: jax.Array) -> dict[str, jax.Array]:
-    """What the dashboards show of (B, B) logits: accuracies, means on and off the diagonal, alignment, uniformity."""
+    """What the dashboards show of (B, B) logits: accuracies, means on and off the diagonal, alignment, uniformity.
+
+    Each is (B,), a value a row, whose mean is the metric.
+    """
     negative = off_diagonal(logits)
     rows, columns = row_logsumexp(logits), row_logsumexp(logits.T)
-    positives = jnp.mean(jnp.diagonal(logits))
     return {
-        "binary_accuracy": jnp.mean((logits > 0) == ~negative),
-        "categorical_accuracy": jnp.mean(jnp.argmax(logits, axis=1) == jnp.arange(logits.shape[0])),
-        "logits_pos": positives,
-        "logits_neg": jnp.mean(logits, where=negative),
-        "logsumexp": jnp.mean(rows),
-        "l_align": -positives,
-        "l_unif": jnp.mean(rows + columns) / 2,
+        "binary_accuracy": jnp.mean((logits > 0) == ~negative, axis=1),
+        "categorical_accuracy": (jnp.argmax(logits, axis=1) == jnp.arange(logits.shape[0])).astype(logits.dtype),
+        "logits_pos": positives(logits),
+        "logits_neg": jnp.mean(logits, axis=1, where=negative),
+        "logsumexp": rows,
+        "l_align": -positives(logits),
+        "l_unif": (rows + columns) / 2,
     }
 
 

@@ -205,10 +205,11 @@ def learn(
         batch = replay_buffer.gather(rows, pairs[0][i], pairs[1][i])
         batch = jax.lax.with_sharding_constraint(batch, by_row)
         agent_state, metrics = program.algorithm.update(agent_state, batch, jax.random.fold_in(key, i))
-        return agent_state, jax.tree.map(jnp.add, sums, metrics)
+        return agent_state, sums + jnp.stack([metrics[name] for name in zeros])  # one array: one kernel
 
-    agent_state, sums = jax.lax.fori_loop(0, num_updates, step, (train_state.agent_state, zeros))
-    return agent_state, jax.tree.map(lambda total: total / jnp.maximum(num_updates, 1), sums)
+    start = train_state.agent_state, jnp.stack(list(zeros.values()))
+    agent_state, sums = jax.lax.fori_loop(0, num_updates, step, start)
+    return agent_state, dict(zip(zeros, sums / jnp.maximum(num_updates, 1), strict=True))
 
 
 def metric_zeros(program: Program, agent_state: Any) -> dict[str, jax.Array]:

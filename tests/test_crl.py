@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import UPDATE_METRICS, ProbeEnv, tiny
+from jax.flatten_util import ravel_pytree
 
 from src import crl, losses
 from src.replay_buffer import Batch
@@ -103,8 +104,9 @@ def one_update():
 
 def applied_gradient(agent_state, group):
     """The gradient that Adam received in its first step: its first moment is 0.1 of it."""
-    adam = agent_state.opt_state.inner_states[group].inner_state[0]
-    return jax.tree.map(lambda moment: moment / 0.1, adam.mu[group])
+    _, unravel = ravel_pytree(agent_state.params)
+    adam, _ = agent_state.opt_state
+    return unravel(adam.mu / 0.1)[group]
 
 
 @pytest.mark.parametrize("group", RATE_FLAGS)
@@ -163,7 +165,7 @@ def critic_loss(config, phi, psi, c_target=1.0):
     (value, metrics), gradients = jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)(
         {"c_target": jnp.asarray(c_target)}, phi, psi
     )
-    return value, metrics, gradients
+    return value, crl.batch_means(metrics), gradients
 
 
 @pytest.fixture(scope="module")
@@ -270,6 +272,7 @@ def policy_parts(config, log_alpha=0.5):
     goal = batch.future_state[:, :2]
     psi = networks.g_encoder.apply(params["critic"]["g_encoder"], goal)
     loss, metrics = crl.policy_loss(config, networks, params, key, batch.state, goal, psi)
+    metrics = crl.batch_means(metrics)
 
     def pieces(goal, psi):
         mean, std = networks.actor.apply(params["actor"], batch.state, goal)
