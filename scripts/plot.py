@@ -2,10 +2,12 @@
 
     python scripts/plot.py runs/crl/test
     python scripts/plot.py runs/crl/energies --group_by energy_fn --metric eval/episode_success --out energies
+    python scripts/plot.py runs/crl/test --dashboard --out dashboard
 
 One curve per setting: interquartile mean over seeds with a stratified bootstrap interval, as in
 https://arxiv.org/abs/2108.13264; one panel per environment; one figure per metric. Writes OUT.png, OUT.pdf, the tables
-as OUT.md and OUT.csv, and OUT_improvement.csv when there are settings to compare.
+as OUT.md and OUT.csv, and OUT_improvement.csv when there are settings to compare. With --dashboard, one figure per
+environment instead, with a panel per metric.
 """
 
 import csv
@@ -63,6 +65,13 @@ METRIC_LABELS = {
 }
 SHARES = ("eval/episode_success_any", "training/binary_accuracy", "training/categorical_accuracy")
 
+# What a dashboard shows unless told otherwise.
+DASHBOARD = (
+    *("eval/episode_success_any", "eval/episode_success", "eval/episode_dist", "training/crl_critic_loss"),
+    *("training/categorical_accuracy", "training/logits_pos", "training/logits_neg", "training/logsumexp"),
+    *("training/sa_repr_mean", "training/actor_loss", "training/entropy", "training/alpha"),
+)
+
 # Okabe and Ito's palette, told apart with any colour vision; yellow, faint on white, comes last.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
 LINE_STYLES = ("-", "--", ":", "-.")
@@ -90,6 +99,8 @@ class PlotConfig:
     """Run folders, folders that hold run folders at any depth, or CSV files with a column env_steps."""
     metric: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """Column of metrics.csv to draw; repeat the flag for more figures. None given: eval/episode_success_any."""
+    dashboard: bool = False
+    """Draw the metrics (none given: the most telling ones) as the panels of one figure, without tables."""
     x: Literal["env_steps", "walltime"] = "env_steps"
     """Horizontal axis; walltime is the time spent training and evaluating."""
     group_by: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
@@ -154,22 +165,20 @@ def main(args: list[str]) -> int:
     """Runs the command line; returns the exit status: 0 something was drawn, 2 nothing could be."""
     try:
         config = parse_config(args)
-        metrics = tuple(dict.fromkeys(config.metric)) or (DEFAULT_METRIC,)
+        metrics = tuple(dict.fromkeys(config.metric)) or (DASHBOARD if config.dashboard else (DEFAULT_METRIC,))
         runs = load_runs(config.runs, metrics)
         settings = name_settings(runs, config.group_by)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    drawn = 0
-    for metric in metrics:
-        panels = arrange(runs, settings, metric, config.x)
-        if panels:
-            suffix = "_" + metric.replace("/", "_") if len(metrics) > 1 else ""
-            try:
-                drawn += report(panels, sorted(set(settings), key=natural_order), metric, config, suffix)
-            except OSError as error:
-                print(f"error: --out: cannot write {error.filename}: {error.strerror}", file=sys.stderr)
-                return 2
+    by_metric = {metric: arrange(runs, settings, metric, config.x) for metric in metrics}
+    by_metric = {metric: panels for metric, panels in by_metric.items() if panels}
+    settings = sorted(set(settings), key=natural_order)
+    try:
+        drawn = (draw_dashboards if config.dashboard else report_all)(by_metric, settings, config)
+    except OSError as error:
+        print(f"error: --out: cannot write {error.filename}: {error.strerror}", file=sys.stderr)
+        return 2
     if not drawn:
         print("error: nothing to draw", file=sys.stderr)
     return 0 if drawn else 2
@@ -494,7 +503,8 @@ def interval_cells(limits: tuple[np.ndarray, np.ndarray] | None) -> dict[str, fl
 
 
 def draw(panels: Panels, settings: Sequence[str], metric: str, config: PlotConfig) -> Figure | None:
-    """One panel per environment, one colour per setting of `settings`; None if no curve can be drawn."""
+    """One panel per environment (or metric, in a dashboard), one colour per setting of `settings`; None if no curve can
+    be drawn."""
     curves: dict[str, dict[str, Curve]] = {}
     for env, by_setting in panels.items():
         for setting, runs in by_setting.items():
@@ -566,25 +576,51 @@ def unit_of(furthest: float, axis: str) -> tuple[str, float]:
     return next((text, scale) for least, text, scale in units if furthest >= least)
 
 
-# Writing.
+# Writing. All of it raises OSError if a file cannot be written.
 
 
-def report(panels: Panels, settings: Sequence[str], metric: str, config: PlotConfig, suffix: str) -> bool:
-    """Writes figure and tables of a metric and prints the tables; False if there was no curve to draw.
+def report_all(by_metric: dict[str, Panels], settings: Sequence[str], config: PlotConfig) -> int:
+    """Figure and tables of every metric; returns how many there was something to draw of."""
+    several = len(config.metric) > 1
+    suffixes = {metric: "_" + metric.replace("/", "_") if several else "" for metric in by_metric}
+    return sum(report(panels, settings, metric, config, suffixes[metric]) for metric, panels in by_metric.items())
 
-    Raises:
-      OSError: a file cannot be written.
-    """
+
+def draw_dashboards(by_metric: dict[str, Panels], settings: Sequence[str], config: PlotConfig) -> int:
+    """One figure per environment, a panel per metric; returns how many there was something to draw of."""
+    envs = sorted({env for panels in by_metric.values() for env in panels})
+    drawn = 0
+    for env in envs:
+        panels = {metric: by_env[env] for metric, by_env in by_metric.items() if env in by_env}
+        stem = write_figure(panels, settings, "", config, f"_{env.replace(' ', '_')}" if len(envs) > 1 else "")
+        drawn += stem is not None
+        if stem is not None:
+            print(f"written: {stem}.png .pdf")
+    return drawn
+
+
+def write_figure(
+    panels: Panels, settings: Sequence[str], metric: str, config: PlotConfig, suffix: str
+) -> Path | None:
+    """Draws into --out and returns the files' path without their endings; None if there was no curve to draw."""
     is_folder = config.out.endswith("/") or Path(config.out).is_dir()
     out = f"{config.out}/figure" if is_folder else config.out.removesuffix(".png").removesuffix(".pdf")
     stem = Path(out + suffix)
     with matplotlib.rc_context(STYLE):
         figure = draw(panels, settings, metric, config)
         if figure is None:
-            return False
+            return None
         stem.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(f"{stem}.png", dpi=250)
         figure.savefig(f"{stem}.pdf", metadata={"CreationDate": None})  # so that the same runs give the same bytes
+    return stem
+
+
+def report(panels: Panels, settings: Sequence[str], metric: str, config: PlotConfig, suffix: str) -> bool:
+    """Writes figure and tables of a metric and prints the tables; False if there was no curve to draw."""
+    stem = write_figure(panels, settings, metric, config, suffix)
+    if stem is None:
+        return False
     final, improvement = final_rows(panels, config), improvement_rows(panels, config)
     text = markdown(final, improvement, config)
     title = METRIC_LABELS.get(metric, metric)
