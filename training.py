@@ -19,6 +19,7 @@ from envs import make_env
 from src import devices
 from src.checkpoint import PARAMS_FILE, CheckpointWriter, host_arrays
 from src.loggers import check_sweep
+from src.plan import describe_plan, seeds_that_fit, smaller_plans
 from src.run_folder import Checkpoint, SeedRun, find_checkpoints, load_run_state, lock, seed_configs, trained_together
 from src.showcase import Showcase
 from src.train import Moment, Program, RunState, make_program, run
@@ -29,10 +30,7 @@ from utils import (
     Progress,
     command_line,
     derive_schedule,
-    describe_plan,
     parse_config,
-    seeds_that_fit,
-    smaller_plans,
 )
 
 # Exit statuses besides 0: a run that went wrong, bad input, left by a signal and ready to be resumed.
@@ -78,8 +76,7 @@ def seed_batches(config: Config) -> list[Config]:
             f"with all, or --num_seeds {size}"
         )
     if config.num_seeds > 1 and not (config.seed_batch or resumed or named):
-        env = make_env(config.env_name, config.backend)
-        sizes = env.state_dim, env.action_size, env.goal_dim
+        sizes = make_env(config.env_name, config.backend).sizes
         size = seeds_that_fit(config, sizes, devices.count(config), devices.memory_per_device())
     end = config.seed + config.num_seeds
     return [
@@ -130,8 +127,7 @@ def train_batch(config: Config, again: str | None, interruption: "Interruption")
 
 def out_of_memory(config: Config, error: Exception) -> str:
     """The line that says what to lower, and by how much."""
-    env = make_env(config.env_name, config.backend)
-    sizes = env.state_dim, env.action_size, env.goal_dim
+    sizes = make_env(config.env_name, config.backend).sizes
     lower = smaller_plans(config, sizes, devices.count(config), devices.memory_per_device())
     reason = next(iter(str(error).splitlines()), type(error).__name__)
     return f"error: out of memory; {lower} ({reason})"
@@ -160,9 +156,7 @@ def prepare(config: Config, locks: contextlib.ExitStack) -> Task | None:
         return None
     left_out = config.num_seeds - len(checkpoints) if checkpoints else 0
     program = make_program(dataclasses.replace(config, num_seeds=config.num_seeds - left_out), schedule)
-    env, mesh_shape = program.env.env, program.mesh.devices.shape
-    sizes = env.state_dim, env.action_size, env.goal_dim
-    print(describe_plan(program.config, schedule, *sizes, mesh_shape), flush=True)
+    print(describe_plan(program.config, schedule, program.env.env.sizes, program.mesh.devices.shape), flush=True)
     if config.dry_run:
         return None
     if config.resume and not checkpoints:
@@ -294,17 +288,18 @@ class Recorder:
             seed_run.watch(own, moment.env_steps)
         if moment.metrics is None:
             self.progress.update(moment.env_steps, moment.speed)
+            if any(devices.in_any_process(self._is_due())):
+                self.checkpoint(moment)
         else:
-            self._report(moment)
-        if moment.metrics is not None or any(devices.in_any_process(self._is_due())):
+            agent_state = devices.fetch(moment.run_state.train_state.agent_state)
+            self._report(moment, agent_state)
             self.checkpoint(moment)
-        if moment.metrics is not None and self.showcase.due(moment.run_state.position):
-            self._show(moment)  # once the parameters are on the disk
+            if self.showcase.due(moment.run_state.position):
+                self._show(moment, agent_state)  # once the parameters are on the disk
         for seed_run in self.runs:
             seed_run.checked_at = moment.env_steps
 
-    def _report(self, moment: Moment) -> None:
-        agent_state = devices.fetch(moment.run_state.train_state.agent_state)
+    def _report(self, moment: Moment, agent_state: Any) -> None:
         for index, seed_run in enumerate(self.runs):
             if not seed_run.failure:
                 own = self._own(agent_state, index)
@@ -319,8 +314,7 @@ class Recorder:
     def _is_due(self) -> bool:
         return time.monotonic() - self.saved_at > self.seconds_between
 
-    def _show(self, moment: Moment) -> None:
-        agent_state = devices.fetch(moment.run_state.train_state.agent_state)
+    def _show(self, moment: Moment, agent_state: Any) -> None:
         for index, seed_run in enumerate(self.runs):
             if not (seed_run.failure or self.interruption.requested):
                 own = self._own(agent_state, index)

@@ -16,7 +16,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 from xml.etree import ElementTree
 
 import jax
@@ -83,6 +83,14 @@ class EnvState:
         return jnp.concatenate([self.state, self.goal], axis=-1)
 
 
+class Sizes(NamedTuple):
+    """How long an environment's vectors are: state, action, goal."""
+
+    state: int
+    action: int
+    goal: int
+
+
 @dataclasses.dataclass(frozen=True)
 class Physics:
     """How one backend integrates a model: `n_frames` steps of `timestep` seconds make one control step.
@@ -139,6 +147,10 @@ class GoalEnv(abc.ABC):
     @property
     def goal_dim(self) -> int:
         return len(self.goal_indices)
+
+    @property
+    def sizes(self) -> Sizes:
+        return Sizes(self.state_dim, self.action_size, self.goal_dim)
 
     @property
     def obs_size(self) -> int:

@@ -28,7 +28,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs 
 
 from src import devices, replay_buffer, train
 from src.command_line import ConfigError, parse
-from utils import Config, check_config, derive_schedule, planned_bytes, write_text
+from src.plan import planned_bytes
+from utils import Config, check_config, derive_schedule, write_text
 
 MATMUL_SIZE = 2048
 
@@ -188,8 +189,6 @@ def report(program: train.Program, config: BenchmarkConfig, parts: dict, seconds
     # The compiler counts the body of a loop once, so this is one update.
     update_flop = parts["update"][1].cost_analysis()["flops"]
     memory = parts["training step"][1].memory_analysis()
-    env = program.env.env
-    sizes = env.state_dim, env.action_size, env.goal_dim
     ring = functools.partial(train.empty_replay, program)
     seeds = config.num_seeds
     env_steps = seeds * config.num_envs * config.unroll_length * config.action_repeat
@@ -210,7 +209,7 @@ def report(program: train.Program, config: BenchmarkConfig, parts: dict, seconds
         "training env steps/s": env_steps / seconds["training step"],
         "replay MiB": replay / 2**20,
         "peak MiB": peak / 2**20,
-        "planned MiB": planned_bytes(config, sizes, devices.count(config)) / 2**20,
+        "planned MiB": planned_bytes(config, program.env.env.sizes, devices.count(config)) / 2**20,
         "training step temporaries, share of the replay": memory.temp_size_in_bytes / replay,
         "compile s": compile_seconds["training step"],
     }

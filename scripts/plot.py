@@ -599,9 +599,7 @@ def draw_dashboards(by_metric: dict[str, Panels], settings: Sequence[str], confi
     return drawn
 
 
-def write_figure(
-    panels: Panels, settings: Sequence[str], metric: str, config: PlotConfig, suffix: str
-) -> Path | None:
+def write_figure(panels: Panels, settings: Sequence[str], metric: str, config: PlotConfig, suffix: str) -> Path | None:
     """Draws into --out and returns the files' path without their endings; None if there was no curve to draw."""
     is_folder = config.out.endswith("/") or Path(config.out).is_dir()
     out = f"{config.out}/figure" if is_folder else config.out.removesuffix(".png").removesuffix(".pdf")

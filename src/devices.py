@@ -19,7 +19,9 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from utils import AUTO, DIVIDED_FLAGS, Config, ConfigError, mesh_shape
+from src.command_line import ConfigError
+from src.plan import DIVIDED_FLAGS, mesh_shape
+from utils import AUTO, Config
 
 SEEDS, ENVS = "seeds", "envs"
 # Arrays that several processes hold are collected in pieces of this size, so that none needs the whole on its device.

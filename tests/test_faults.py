@@ -33,8 +33,9 @@ from src import devices
 from src.checkpoint import list_checkpoints, read_arrays, read_manifest, write_checkpoint
 from src.losses import CONTRASTIVE_LOSSES, ENERGY_FNS
 from src.networks import NETWORKS
+from src.plan import describe_plan, planned_bytes
 from src.train import run
-from utils import Config, derive_schedule, describe_plan, parse_config, planned_bytes, read_rows
+from utils import Config, derive_schedule, parse_config, read_rows
 
 pytestmark = pytest.mark.usefixtures("probe_registered")
 
@@ -215,7 +216,7 @@ def test_too_little_memory_is_one_line(tmp_path):
 def test_memory_that_runs_out_is_answered_by_what_would_fit(monkeypatch, tmp_path, capsys):
     """On a device with half of what the plan takes; each offer alone brings the plan below it."""
     config = tiny(output_dir=str(tmp_path), num_envs=64, max_replay_size=2000, num_seeds=4, num_timesteps=10_000)
-    planned = planned_bytes(config, (2, 2, 2), 1)
+    planned = planned_bytes(config, ProbeEnv().sizes, 1)
 
     def fail(*args):
         monkeypatch.setattr(devices, "memory_per_device", lambda: planned // 2)
@@ -229,7 +230,7 @@ def test_memory_that_runs_out_is_answered_by_what_would_fit(monkeypatch, tmp_pat
     assert {"seed_batch", "max_replay_size", "num_envs"} <= offers.keys()
     for flag, value in offers.items():
         smaller = dataclasses.replace(config, **{flag.replace("seed_batch", "num_seeds"): int(value)})
-        assert 0 < planned_bytes(smaller, (2, 2, 2), 1) <= 0.9 * (planned // 2)
+        assert 0 < planned_bytes(smaller, ProbeEnv().sizes, 1) <= 0.9 * (planned // 2)
 
 
 # Numbers.
@@ -363,7 +364,7 @@ def plan(config):
         assert "\n" not in str(error) and str(error)
         return False
     assert schedule.total_env_steps >= parsed.num_timesteps
-    describe_plan(parsed, schedule, 2, 2, 2)
+    describe_plan(parsed, schedule, ProbeEnv().sizes)
     return True
 
 

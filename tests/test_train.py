@@ -15,7 +15,8 @@ from conftest import UPDATE_METRICS, ProbeEnv, make_probe_program, registered, t
 
 from src import train
 from src.losses import CONTRASTIVE_LOSSES, ENERGY_FNS
-from utils import Config, derive_schedule, memory_plan
+from src.plan import memory_plan
+from utils import Config, derive_schedule
 
 CLOCK_METRICS = {"eval/sps", "eval/walltime", "training/sps", "training/walltime"}
 
@@ -369,8 +370,7 @@ def compiled_chunk(config, probe=ProbeEnv):
 
 def measured_and_planned(program, compiled):
     memory = compiled.memory_analysis()
-    config, env = program.config, program.env.env
-    plan = memory_plan(config, program.schedule, env.state_dim, env.action_size, env.goal_dim)
+    plan = memory_plan(program.config, program.schedule, program.env.env.sizes)
     assert memory.alias_size_in_bytes >= plan["replay"]  # written where it is
     return memory.argument_size_in_bytes + memory.temp_size_in_bytes, plan
 
