@@ -1,5 +1,6 @@
 """The benchmark on sizes that say nothing: what it measures, and what a sweep leaves."""
 
+import functools
 import json
 import math
 
@@ -54,3 +55,11 @@ def test_the_cost_of_a_checkpoint_is_measured(tmp_path):
     assert result["checkpoint MiB"] > 0 and result["copy s"] > 0 and result["training step s"] > 0
     assert benchmark_checkpoint.main([*flags(config), "--pairs", "9"]) == 2
     assert result["epoch s"] == pytest.approx(6 * result["training step s"])  # 18 training steps in 3 epochs
+
+
+@pytest.mark.parametrize(("budget", "rounds"), [(0.0, 2), (1e9, 4)])
+def test_one_round_counts_however_long_it_takes(budget, rounds):
+    calls = {name: [] for name in ("a", "b")}
+    timed = {name: functools.partial(calls[name].append, None) for name in calls}
+    assert benchmark.measure(timed, repeats=3, budget=budget).keys() == calls.keys()
+    assert {name: len(made) for name, made in calls.items()} == {"a": rounds, "b": rounds}

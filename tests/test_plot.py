@@ -101,6 +101,29 @@ def test_draws_a_curve_per_setting_and_writes_all_files(make_run, draw_files, tm
     assert "| dot | l2 | 0.02 " in (out / "figure.md").read_text()
 
 
+def test_a_dashboard_has_a_panel_per_metric_and_a_file_per_environment(make_run, draw_files, tmp_path, capsys):
+    for env in ("ant", "reacher"):
+        for seed in range(2):
+            losses = {"training/crl_critic_loss": ["", 3.0, 2.0 + seed]}
+            make_run([0.0, 0.5, 1.0], columns=losses, env_name=env, seed=seed)
+    figures = ["--metric", METRIC, "--metric", "training/crl_critic_loss"]
+    status, _, figure, _ = draw_files("--dashboard", *figures)
+    assert status == 0
+    assert [axis.get_title() for axis in figure.axes] == [METRIC, "training/crl_critic_loss"]
+    np.testing.assert_allclose(figure.axes[1].lines[0].get_ydata(), [3.0, 2.5])
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        f"figure_{env}.{ending}" for env in ("ant", "reacher") for ending in ("pdf", "png")
+    ]
+
+
+def test_a_dashboard_leaves_out_what_no_run_measured(make_run, draw):
+    make_run([0.0, 1.0])
+    status, messages, figure, _ = draw("--dashboard")
+    assert status == 0
+    assert [axis.get_title() for axis in figure.axes] == [METRIC]
+    assert len(messages) == len(plot.DASHBOARD) - 1
+
+
 def test_same_runs_give_the_same_bytes(make_run, draw_files, tmp_path):
     for seed in range(4):
         make_run([0.0, seed / 4], seed=seed)
