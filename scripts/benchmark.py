@@ -6,7 +6,8 @@
 
 The last one repeats it over numbers of environments, batch sizes, depths and numbers of seeds, one varied at a time,
 and leaves a Markdown table and a plot beside the JSON file. Takes every flag of training.py. Figures are medians over
-alternating rounds, the first left out; ratios between rows of one table can be trusted further than the times.
+alternating rounds, the first left out: --repeats of them, or as many as --seconds allow. Ratios between rows of one table
+can be trusted further than the times.
 """
 
 import dataclasses
@@ -93,8 +94,8 @@ def benchmark(config: BenchmarkConfig) -> dict:
     """Measures one configuration."""
     program = train.make_program(config, derive_schedule(config))
     parts, compile_seconds = build(program, config)
-    seconds = measure({name: call for name, (call, _) in parts.items()}, config.repeats, config.seconds)
-    return report(program, config, parts, seconds, compile_seconds)
+    seconds, rounds = measure({name: call for name, (call, _) in parts.items()}, config.repeats, config.seconds)
+    return report(program, config, parts, seconds, compile_seconds) | {"rounds": rounds}
 
 
 def build(program: train.Program, config: BenchmarkConfig) -> tuple[dict[str, tuple[Callable, Any]], dict[str, float]]:
@@ -172,8 +173,8 @@ def random_steps(program: train.Program, train_state: train.TrainState) -> Any:
     return jax.lax.scan(step, train_state.env_state, jax.random.split(train_state.key, config.unroll_length))[0]
 
 
-def measure(calls: dict[str, Callable], repeats: int, budget: float) -> dict[str, float]:
-    """Median seconds of each call over rounds in which all take turns, the first left out."""
+def measure(calls: dict[str, Callable], repeats: int, budget: float) -> tuple[dict[str, float], int]:
+    """Median seconds of each call over rounds in which all take turns, the first left out, and how many counted."""
     rounds: dict[str, list[float]] = {name: [] for name in calls}
     begun = time.monotonic()
     for number in range(repeats + 1):
@@ -183,7 +184,8 @@ def measure(calls: dict[str, Callable], repeats: int, budget: float) -> dict[str
             started = time.monotonic()
             call()
             rounds[name].append(time.monotonic() - started)
-    return {name: statistics.median(seconds[1:]) for name, seconds in rounds.items()}
+    counted = {name: seconds[1:] for name, seconds in rounds.items()}
+    return {name: statistics.median(seconds) for name, seconds in counted.items()}, len(next(iter(counted.values())))
 
 
 def report(program: train.Program, config: BenchmarkConfig, parts: dict, seconds: dict, compile_seconds: dict) -> dict:

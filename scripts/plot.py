@@ -388,10 +388,6 @@ def arrange(runs: Sequence[Run], settings: Sequence[str], metric: str, axis: str
         series = extract(run, metric, axis)
         if series is not None:
             panels.setdefault(run.env, {}).setdefault(setting, []).append(series)
-    if len(panels) > 1:
-        warn(
-            f"{metric}: runs of {len(panels)} environments are not mixed: one panel each ({', '.join(sorted(panels))})"
-        )
     return dict(sorted(panels.items()))
 
 
@@ -527,7 +523,7 @@ def draw(panels: Panels, settings: Sequence[str], metric: str, config: PlotConfi
             handles[setting] = draw_curve(axis, curve, scale, settings.index(setting))
         axis.set_title("" if env == UNKNOWN_ENV and len(curves) == 1 else plain(env))
         axis.margins(x=0.02)
-        if metric in SHARES:
+        if metric in SHARES or env in SHARES:
             axis.set_ylim(-0.02, 1.02)
         axis.set_xlabel(x_label if place + across >= len(curves) else "")
         axis.set_ylabel("" if place % across else METRIC_LABELS.get(metric, plain(metric)).replace(" (", "\n("))
@@ -581,7 +577,7 @@ def unit_of(furthest: float, axis: str) -> tuple[str, float]:
 
 def report_all(by_metric: dict[str, Panels], settings: Sequence[str], config: PlotConfig) -> int:
     """Figure and tables of every metric; returns how many there was something to draw of."""
-    several = len(config.metric) > 1
+    several = len(set(config.metric)) > 1
     suffixes = {metric: "_" + metric.replace("/", "_") if several else "" for metric in by_metric}
     return sum(report(panels, settings, metric, config, suffixes[metric]) for metric, panels in by_metric.items())
 
@@ -616,6 +612,8 @@ def write_figure(panels: Panels, settings: Sequence[str], metric: str, config: P
 
 def report(panels: Panels, settings: Sequence[str], metric: str, config: PlotConfig, suffix: str) -> bool:
     """Writes figure and tables of a metric and prints the tables; False if there was no curve to draw."""
+    if len(panels) > 1:
+        warn(f"{metric}: runs of {len(panels)} environments are not mixed: one panel each ({', '.join(panels)})")
     stem = write_figure(panels, settings, metric, config, suffix)
     if stem is None:
         return False

@@ -31,7 +31,7 @@ from utils import ConfigError, read_config, replacing, survives
 
 PARAMS_FILE = "params.npz"
 BEST_PARAMS_FILE = "best_params.npz"
-FORMAT = 1
+FORMAT = 2
 
 
 def _named_leaves(tree: Any) -> dict[str, Any]:

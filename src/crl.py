@@ -45,8 +45,8 @@ class Normalizer:
 
 @struct.dataclass
 class AgentState:
-    """All that learns: `params` and `opt_state` with the keys actor, critic and log_alpha, and the normaliser (None
-    when observations are not normalised)."""
+    """All that learns: `params` with the keys actor, critic and log_alpha, the optimiser's moments of all of them
+    (`opt_state`), and the normaliser (None when observations are not normalised)."""
 
     params: dict[str, Any]
     opt_state: Any

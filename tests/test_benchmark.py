@@ -61,5 +61,6 @@ def test_the_cost_of_a_checkpoint_is_measured(tmp_path):
 def test_one_round_counts_however_long_it_takes(budget, rounds):
     calls = {name: [] for name in ("a", "b")}
     timed = {name: functools.partial(calls[name].append, None) for name in calls}
-    assert benchmark.measure(timed, repeats=3, budget=budget).keys() == calls.keys()
+    medians, counted = benchmark.measure(timed, repeats=3, budget=budget)
+    assert medians.keys() == calls.keys() and counted == rounds - 1
     assert {name: len(made) for name, made in calls.items()} == {"a": rounds, "b": rounds}
