@@ -55,8 +55,8 @@ class BenchmarkConfig(Config):
 SWEEP = {
     "num_envs": (64, 128, 256, 512, 1024, 2048, 4096),
     "batch_size": (256, 512, 1024, 2048),
-    "n_hidden": (2, 4, 8, 16),
-    "num_seeds": (1, 2, 4, 8),
+    "n_hidden": (2, 4, 8),
+    "num_seeds": (1, 2, 4),
 }
 PANELS = {
     "training env steps/s": "training (env steps/s, all seeds)",

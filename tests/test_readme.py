@@ -97,6 +97,7 @@ ELSEWHERE = {
 
 # What stands for something in a command, or takes long.
 PLACEHOLDERS = {
+    " --sweep ": " ",
     "RUN_DIR": '"$RUN_DIR"',
     "NAME": "reacher",
     "envs.check point": "envs.check reacher",
