@@ -101,6 +101,7 @@ PLACEHOLDERS = {
     "RUN_DIR": '"$RUN_DIR"',
     "NAME": "reacher",
     "envs.check point": "envs.check reacher",
+    "envs.check --all": "envs.check reacher",
     "in 1 2 3 4 5;": "in 1;",
     "sweep.yml\n": "sweep.yml --runs 1\n",
     "--runs 20": "--runs 3",
