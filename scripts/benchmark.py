@@ -6,8 +6,8 @@
 
 The last one repeats it over numbers of environments, batch sizes, depths and numbers of seeds, one varied at a time,
 and leaves a Markdown table and a plot beside the JSON file. Takes every flag of training.py. Figures are medians over
-alternating rounds, the first left out: --repeats of them, or as many as --seconds allow. Ratios between rows of one table
-can be trusted further than the times.
+alternating rounds, the first left out: --repeats of them, or as many as --seconds allow. Ratios between rows of one
+table can be trusted further than the times.
 """
 
 import dataclasses

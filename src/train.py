@@ -45,8 +45,9 @@ class TrainState:
 
 
 class Algorithm(NamedTuple):
-    """What the loop needs of an algorithm: `init(key)`, `act(agent_state, obs, key)`, `update(agent_state, batch, key)`,
-    whose metrics are () floats, and `observe(agent_state, states)`, which keeps statistics of the data."""
+    """What the loop needs of an algorithm: `init(key)`, `act(agent_state, obs, key)`,
+    `update(agent_state, batch, key)`, whose metrics are () floats, and `observe(agent_state, states)`, which keeps
+    statistics of the data."""
 
     init: Callable[..., Any]
     act: Callable[..., jax.Array]
