@@ -32,7 +32,7 @@ def memory_plan(
     # What follows was fitted to the memory analysis of compiled programs; the tests compare them. Indexing the ring,
     # drawing from it and learning come one after the other, so that the largest of them counts.
     pairs = schedule.updates_per_training_step * config.batch_size
-    table = 6 + (config.repr_dim if config.energy_fn in TABLES_OF_DIFFERENCES else 0)
+    table = 10 + (config.repr_dim if config.energy_fn in TABLES_OF_DIFFERENCES else 0)
     activations = batch * (7 * config.h_dim * config.n_hidden + 6 * config.repr_dim + table * config.batch_size)
     index = 3 * rows + (rows * share / 4 if share > 1 else 0)  # each device is told which rows of all can be drawn
     peak = max(index, rows + 12 * pairs, 2 * pairs + 0.6 * parameters + activations)

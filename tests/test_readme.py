@@ -65,7 +65,7 @@ SMALL = {
     "scripts/evaluate.py": ["--episodes", "4"],
     "scripts/gallery.py": [],
     "scripts/plot.py": [],
-    "scripts/render.py": ["--episodes", "2"],
+    "scripts/render.py": ["--seconds", "1"],
     "scripts/scale_plan.py": [],
     "scripts/sweep.py": ["--", *TRAINING, "--no_log_wandb"],
     "envs.check": shlex.split("--num_envs 2 --num_steps 5"),
