@@ -174,7 +174,7 @@ def command(config, tmp_path):
         "files": [name for name in files if not name.startswith("checkpoints/")],
         "rows": [[value for name, value in row.items() if not name.endswith(("sps", "walltime"))] for row in rows],
         "replay stored": [text.count("buffer_state") for text in stored],
-        "lines": [line.split()[0] for line in said.getvalue().splitlines()],
+        "lines": sorted(line.split()[0] for line in said.getvalue().splitlines()),  # checkpoints come when they come
         "cache": "compilation cache off" in said.getvalue(),
     }
 
