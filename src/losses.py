@@ -156,6 +156,7 @@ def infonce(logits: jax.Array, no_resubs: bool = False) -> jax.Array:
 
 def infonce_backward(logits: jax.Array, no_resubs: bool = False) -> jax.Array:
     """InfoNCE over the columns."""
+    # Not infonce(logits.T): the symmetric loss, and the metrics, then sum the same diagonal, and it is summed once.
     return jnp.mean(row_logsumexp(logits.T, no_resubs) - positives(logits))
 
 

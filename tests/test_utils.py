@@ -170,11 +170,13 @@ def command(config, tmp_path):
     files = sorted(str(path.relative_to(folder)) for folder in output_dir.glob("*/*/*") for path in folder.rglob("*"))
     (*_, rows) = [[], *map(read_csv, output_dir.rglob("metrics.csv"))]
     stored = [path.read_text() for path in output_dir.rglob("_METADATA")]
+    first_words = [line.split()[0] for line in said.getvalue().splitlines()]
     return {
         "files": [name for name in files if not name.startswith("checkpoints/")],
         "rows": [[value for name, value in row.items() if not name.endswith(("sps", "walltime"))] for row in rows],
         "replay stored": [text.count("buffer_state") for text in stored],
-        "lines": sorted(line.split()[0] for line in said.getvalue().splitlines()),  # checkpoints come when they come
+        "lines": [word for word in first_words if word != "checkpoint"],  # which come when they are written
+        "checkpoints": first_words.count("checkpoint"),
         "cache": "compilation cache off" in said.getvalue(),
     }
 
