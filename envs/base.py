@@ -9,6 +9,7 @@ import contextlib
 import ctypes.util
 import dataclasses
 import difflib
+import functools
 import importlib
 import io
 import os
@@ -17,6 +18,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
+from unittest import mock
 from xml.etree import ElementTree
 
 import jax
@@ -308,10 +310,13 @@ def apply_physics(root: ElementTree.Element, physics: Physics) -> str:
 
 
 def load_system(xml: str) -> Any:
-    """Loads a brax System; brax's notice that it is no longer developed is known and not repeated at every start."""
+    """Loads a brax System, onto a device of this process."""
     from brax.io import mjcf
 
-    with warnings.catch_warnings():
+    # MJX takes the first device of all, which may be another process's.
+    put_model = functools.partial(mjcf.mjx.put_model, device=jax.local_devices()[0])
+    with warnings.catch_warnings(), mock.patch.object(mjcf.mjx, "put_model", put_model):
+        # brax's notice that it is no longer developed is known and not repeated at every start
         warnings.filterwarnings("ignore", message="Brax System, piplines", category=UserWarning)
         return mjcf.loads(xml)
 

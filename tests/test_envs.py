@@ -213,6 +213,17 @@ def test_model_holds_no_goal(name):
     assert "vel_damping" not in {model.numeric(number).name for number in range(model.nnumeric)}
 
 
+def test_a_model_is_loaded_onto_a_device_of_this_process(monkeypatch):
+    """The first of all devices may be another process's; two processes that train `ant` are in test_readme."""
+
+    def refuse(*args):
+        raise AssertionError("asked for the devices of all processes")
+
+    monkeypatch.setattr(jax, "devices", refuse)
+    for leaf in jax.tree.leaves(make_env("reacher").sys):
+        assert not isinstance(leaf, jax.Array) or leaf.devices() <= set(jax.local_devices())
+
+
 def test_half_cheetah_weighs_fourteen_kilograms():
     assert compiled_model("cheetah", "mjx").body_mass.sum() == pytest.approx(14.0)
 

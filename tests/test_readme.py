@@ -152,7 +152,7 @@ def clone(tmp_path_factory):
             script = script.replace("HOST0:1234", f"127.0.0.1:{free.getsockname()[1]}")
         command = ["timeout", "900", "bash", "-euo", "pipefail", "-c", script]  # ends all that it started
         process = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
-        assert process.returncode == 0, f"{script}\n{process.stdout[-2000:]}\n{process.stderr[-4000:]}"
+        assert process.returncode == 0, f"{script}\n{process.stdout[-2000:]}\n{process.stderr[-20000:]}"
 
     run("python training.py --env_name reacher --exp_name shown")
     (environment["RUN_DIR"],) = map(str, (root / "runs" / "crl" / "test").glob("shown_*"))
