@@ -33,6 +33,7 @@ from src.plan import planned_bytes
 from utils import Config, check_config, derive_schedule, write_text
 
 MATMUL_SIZE = 2048
+LAYER_PRODUCTS = 100
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,11 +117,13 @@ def build(program: train.Program, config: BenchmarkConfig) -> tuple[dict[str, tu
     shape = (config.updates, config.batch_size)
     pairs = jax.tree.map(over_seeds(lambda rows: jnp.resize(rows, shape)), pairs)
     matrix = jax.random.normal(jax.random.key(0), (MATMUL_SIZE, MATMUL_SIZE))
+    layer = jnp.ones((config.batch_size, config.h_dim)), jnp.eye(config.h_dim)
     one, updates = jnp.ones((), jnp.int32), jnp.asarray(config.updates, jnp.int32)
     scheduled = jnp.asarray(program.schedule.updates_per_training_step, jnp.int32)
     of = functools.partial
     functions = {
         "matmul": (jnp.matmul, lambda: (matrix, matrix)),
+        "layer": (layer_products, lambda: layer),
         "env": (over_seeds(of(random_steps, program)), lambda: (live["state"],)),
         "sampler": (over_seeds(of(train.sample_pairs, program)), lambda: (live["state"].buffer_state, keys)),
         "update": (
@@ -162,6 +165,11 @@ def prefilled(program: train.Program, train_state: train.TrainState) -> train.Tr
     return train_state.replace(buffer_state=jax.lax.fori_loop(0, rounds, fill, train_state.buffer_state))
 
 
+def layer_products(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Products of the size of a hidden layer, one after the other as in a network."""
+    return jax.lax.fori_loop(0, LAYER_PRODUCTS, lambda _, x: x @ kernel, x)
+
+
 def random_steps(program: train.Program, train_state: train.TrainState) -> Any:
     """An unroll of random actions: the environment alone."""
     config, env = program.config, program.env
@@ -192,6 +200,7 @@ def report(program: train.Program, config: BenchmarkConfig, parts: dict, seconds
     """The figures of one table, and what they depend on."""
     schedule = program.schedule
     matmul_rate = 2 * MATMUL_SIZE**3 / seconds["matmul"]
+    layer_rate = LAYER_PRODUCTS * 2 * config.batch_size * config.h_dim**2 / seconds["layer"]
     update_seconds = seconds["update"] / config.updates
     # The compiler counts the body of a loop once, so this is one update.
     update_flop = parts["update"][1].cost_analysis()["flops"]
@@ -207,12 +216,14 @@ def report(program: train.Program, config: BenchmarkConfig, parts: dict, seconds
         "jax": jax.__version__,
         "flags": dataclasses.asdict(config),
         "matmul GFLOP/s": matmul_rate / 1e9,
+        "matmul GFLOP/s, size of a layer": layer_rate / 1e9,
         "env steps/s, env alone": env_steps / seconds["env"],
         "sampled pairs/s": pairs / seconds["sampler"],
         "sampler, share of a training step": seconds["sampler"] / seconds["training step"],
         "update ms": 1e3 * update_seconds,
         "update GFLOP": update_flop / 1e9,
         "update, share of the matmul rate": update_flop / update_seconds / matmul_rate,
+        "update, share of the rate of layers": update_flop / update_seconds / layer_rate,
         "training env steps/s": env_steps / seconds["training step"],
         "replay MiB": replay / 2**20,
         "peak MiB": peak / 2**20,
