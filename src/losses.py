@@ -238,15 +238,15 @@ def logit_metrics(logits: jax.Array) -> dict[str, jax.Array]:
     """
     negative = off_diagonal(logits)
     rows, columns = row_logsumexp(logits), row_logsumexp(logits.T)
-    highest_negative = jnp.max(logits, axis=1, where=negative, initial=-jnp.inf)
+    positive, highest_negative = positives(logits), jnp.max(logits, axis=1, where=negative, initial=-jnp.inf)
     return {
         "binary_accuracy": jnp.mean((logits > 0) == ~negative, axis=1),
         # Not by an argmax, which took 4 % of an update on a CPU.
-        "categorical_accuracy": (positives(logits) > highest_negative).astype(logits.dtype),
-        "logits_pos": positives(logits),
+        "categorical_accuracy": (positive > highest_negative).astype(logits.dtype),
+        "logits_pos": positive,
         "logits_neg": jnp.mean(logits, axis=1, where=negative),
         "logsumexp": rows,
-        "l_align": -positives(logits),
+        "l_align": -positive,
         "l_unif": (rows + columns) / 2,
     }
 
