@@ -19,7 +19,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ from src.command_line import ConfigError, parse  # noqa: E402
 # Statuses of a training: what it was asked for is refused; it left by a signal and can be resumed.
 REFUSED, INTERRUPTED = 2, 75
 IN_USE = "is being trained by another process"
-HEARTBEAT_SECONDS, IN_USE_SECONDS, DEAD_AFTER_SECONDS = 10, 60, 120
+HEARTBEAT_SECONDS, IN_USE_SECONDS, DEAD_AFTER_SECONDS, LOCK_SECONDS = 10, 60, 120, 60
 STORAGE_ERRORS = optuna.exceptions.OptunaError, sqlalchemy.exc.SQLAlchemyError
 UNDERSTOOD = {"program", "name", "description", "project", "method", "metric", "parameters", "run_cap"}
 
@@ -147,37 +147,68 @@ SAMPLERS: dict[str, Callable[[], optuna.samplers.BaseSampler]] = {
 }
 
 
-def open_study(name: str, storage: str, sweep: dict[str, Any], runs: int) -> optuna.Study:
-    """The study in the database, made there if need be; a grid's `runs` are queued as it is made.
-
-    Raises:
-      ConfigError: no such database, or its study was made from another sweep file.
-    """
-    made_from = {key: sweep[key] for key in ("method", "metric", "parameters")}
-    options = {"storage": storage, "sampler": SAMPLERS[sweep["method"]](), "study_name": name}
-    try:
-        try:
-            study = optuna.create_study(**options, direction=sweep["metric"].get("goal", "minimize"))
-            study.set_user_attr("made_from", made_from)
-            for settings in grid(sweep["parameters"])[:runs] if sweep["method"] == "grid" else ():
-                study.enqueue_trial(settings, user_attrs={"queued": True})
-        except optuna.exceptions.DuplicatedStudyError:
-            study = optuna.load_study(**options)
-    except sqlalchemy.exc.DBAPIError as error:
-        raise DatabaseError(_cannot_open(name, storage, error)) from None
-    except Exception as error:  # a URL that is none, a driver that is not installed
-        raise ConfigError(_cannot_open(name, storage, error)) from None
-    if study.user_attrs.get("made_from", made_from) != made_from:
-        raise ConfigError(f"the study {name} was made from another sweep file: --study NAME begins a new one")
-    return study
-
-
 class DatabaseError(ConfigError):
     """What the database says no to, perhaps because another process is making its tables."""
 
 
-def _cannot_open(name: str, storage: str, error: Exception) -> str:
-    return f"cannot open the study {name} in {storage}: {' '.join(str(error).split())[:300]}"
+@contextlib.contextmanager
+def opening(url: str) -> Iterator[None]:
+    """Says in one line what goes wrong with a database inside."""
+    try:
+        yield
+    except Exception as error:  # also a URL that is none, a driver that is not installed
+        kind = DatabaseError if isinstance(error, sqlalchemy.exc.DBAPIError) else ConfigError
+        raise kind(f"cannot open {url}: {' '.join(str(error).split())[:300]}") from None
+
+
+def open_storage(url: str) -> optuna.storages.RDBStorage:
+    """Optuna's storage, with SQLite too one in which a queued run is taken by one process alone.
+
+    Optuna takes it by SELECT FOR UPDATE, which SQLite has not: there, a transaction gets the whole database from its
+    start (https://docs.sqlalchemy.org/en/20/dialects/sqlite.html).
+
+    Raises:
+      ConfigError: no such database.
+    """
+    with opening(url):
+        if not url.startswith("sqlite"):
+            return optuna.storages.RDBStorage(url)
+        storage = optuna.storages.RDBStorage(url, engine_kwargs={"connect_args": {"timeout": LOCK_SECONDS}})
+    storage.engine.dispose()  # connections of before the listeners
+
+    @sqlalchemy.event.listens_for(storage.engine, "connect")
+    def begin_nothing_itself(connection: Any, _: Any) -> None:
+        connection.isolation_level = None
+
+    @sqlalchemy.event.listens_for(storage.engine, "begin")
+    def begin_alone(connection: sqlalchemy.Connection) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    return storage
+
+
+def open_study(name: str, storage: optuna.storages.RDBStorage, sweep: dict[str, Any], runs: int) -> optuna.Study:
+    """The study in the database, made there if need be; a grid's `runs` are queued as it is made.
+
+    Raises:
+      ConfigError: the database refuses, or its study was made from another sweep file, or is not made yet.
+    """
+    made_from = {key: sweep[key] for key in ("method", "metric", "parameters")}
+    options = {"storage": storage, "sampler": SAMPLERS[sweep["method"]](), "study_name": name}
+    with opening(storage.url):
+        try:
+            study = optuna.create_study(**options, direction=sweep["metric"].get("goal", "minimize"))
+            for settings in grid(sweep["parameters"])[:runs] if sweep["method"] == "grid" else ():
+                study.enqueue_trial(settings, user_attrs={"queued": True})
+            study.set_user_attr("made_from", made_from)  # last: other processes wait for the whole queue
+        except optuna.exceptions.DuplicatedStudyError:
+            study = optuna.load_study(**options)
+        found = study.user_attrs.get("made_from")
+    if found is None:
+        raise DatabaseError(f"the study {name} is not made in full yet, or never was: --study NAME begins a new one")
+    if found != made_from:
+        raise ConfigError(f"the study {name} was made from another sweep file: --study NAME begins a new one")
+    return study
 
 
 def patiently(attempt: Callable[[], optuna.Study]) -> optuna.Study:
@@ -425,7 +456,7 @@ def main(args: list[str]) -> int:
             script.write_text(slurm_script(config, name, storage, runs, more))
             print(f"sbatch {script}")
             return 0
-        study = patiently(lambda: open_study(name, storage, sweep, runs))
+        study = patiently(lambda: open_study(name, open_storage(storage), sweep, runs))
         return run(Sweep(config, sweep, study, more))
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)

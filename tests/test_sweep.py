@@ -76,8 +76,8 @@ def runs(tmp_path):
 
 @contextlib.contextmanager
 def database(place):
-    """Optuna's storage, closed behind."""
-    storage = optuna.storages.RDBStorage(f"sqlite:///{place}")
+    """The storage of a sweep, closed behind."""
+    storage = sweep_script.open_storage(f"sqlite:///{place}")
     yield storage
     storage.engine.dispose()
 
@@ -125,6 +125,33 @@ def test_a_grid_is_run_once_and_whole_by_processes_that_share_it(desk, tmp_path)
         (f"--discounting={value}", f"--use_ln={switch}") for value in (0.5, 0.6, 0.7) for switch in (True, False)
     )
     assert all("--h_dim=8" in times[0] for times in runs(tmp_path).values())
+
+
+TAKE_ALL = """
+import sys
+from scripts.sweep import open_storage, optuna
+study = optuna.load_study(study_name="queue", storage=open_storage(sys.argv[1]))
+print("ready", flush=True)
+sys.stdin.readline()
+while (trial := study.ask()).user_attrs:
+    print(trial.number)
+"""
+
+
+def test_a_queued_run_is_taken_by_one_process(tmp_path):
+    with database(tmp_path / "study.db") as storage:
+        queue = optuna.create_study(study_name="queue", storage=storage)
+        for _ in range(60):
+            queue.enqueue_trial({}, user_attrs={"queued": True})
+    command = [sys.executable, "-c", TAKE_ALL, f"sqlite:///{tmp_path / 'study.db'}"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    processes = [subprocess.Popen(command, cwd=ROOT, **pipes) for _ in range(3)]
+    assert all(process.stdout.readline() == "ready\n" for process in processes)
+    for process in processes:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    taken = [int(line) for process in processes for line in process.communicate(timeout=100)[0].split()]
+    assert sorted(taken) == list(range(60))
 
 
 def test_a_failed_run_is_one_line_and_told_to_the_study(desk, tmp_path):
@@ -277,10 +304,13 @@ def test_studies_that_are_refused(tmp_path):
         sweep_script.open_study("one", storage, sweep, 9)
         with pytest.raises(ConfigError, match="made from another sweep file"):
             sweep_script.open_study("one", storage, sweep | {"parameters": {"seed": {"values": [1, 3]}}}, 9)
-    with pytest.raises(ConfigError, match="cannot open the study one in nothing"):
-        sweep_script.open_study("one", "nothing://there", sweep, 9)
-    with pytest.raises(ConfigError, match="cannot open the study one in postgresql"):
-        sweep_script.patiently(lambda: sweep_script.open_study("one", "postgresql+psycopg://127.0.0.1:1/x", sweep, 9))
+        optuna.create_study(study_name="half", storage=storage)
+        with pytest.raises(ConfigError, match="half is not made in full yet, or never was: --study NAME"):
+            sweep_script.open_study("half", storage, sweep, 9)
+    with pytest.raises(ConfigError, match="cannot open nothing://there"):
+        sweep_script.open_storage("nothing://there")
+    with pytest.raises(ConfigError, match="cannot open postgresql"):
+        sweep_script.patiently(lambda: sweep_script.open_storage("postgresql+psycopg://127.0.0.1:1/x"))
 
 
 def test_workers_take_gpus_in_turns(monkeypatch):
