@@ -65,7 +65,8 @@ def seed_batches(config: Config) -> list[Config]:
     """One config for each group of seeds that are trained together; the groups are trained one after the other.
 
     Raises:
-      ValueError: an env that cannot be built, or a `--resume RUN_DIR` that could mean one group only.
+      ValueError: an env that cannot be built, a group that does not divide among the devices, or a `--resume RUN_DIR`
+        that could mean one group only.
     """
     named = config.resume not in (None, NEWEST)
     resumed = trained_together(config) if config.resume == NEWEST and config.num_seeds > 1 else None
@@ -76,13 +77,18 @@ def seed_batches(config: Config) -> list[Config]:
             f"with all, or --num_seeds {size}"
         )
     if config.num_seeds > 1 and not (config.seed_batch or resumed or named):
-        sizes = make_env(config.env_name, config.backend).sizes
-        size = seeds_that_fit(config, sizes, devices.count(config), devices.memory_per_device())
+        sizes, memory = make_env(config.env_name, config.backend).sizes, devices.memory_per_device()
+        if memory and config.checkpoint_replay and jax.default_backend() == "cpu":
+            memory //= 2  # for the copy of the replay that a checkpoint is written from
+        size = seeds_that_fit(config, sizes, devices.count(config), memory)
     end = config.seed + config.num_seeds
-    return [
+    batches = [
         dataclasses.replace(config, seed=first, num_seeds=min(size, end - first))
         for first in range(config.seed, end, size)
     ]
+    for batch in batches:
+        devices.make_mesh(batch)
+    return batches
 
 
 def train_batches(batches: list[Config], whole: Config, interruption: "Interruption") -> int:
@@ -327,6 +333,7 @@ class Recorder:
             return
         if not self.keep_replay:
             train_state = train_state.replace(buffer_state=None)
+        self.writer.wait()  # or the copy below would be the third in memory
         arrays = host_arrays({"train_state": train_state, "totals": totals})
         checkpoints = {}
         for index, seed_run in enumerate(self.runs):

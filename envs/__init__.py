@@ -4,7 +4,7 @@ from functools import partial
 
 from envs.ant import Ant
 from envs.ant_ball import AntBall
-from envs.ant_maze import AntMaze
+from envs.ant_maze import AntBallMaze, AntMaze
 from envs.ant_push import AntPush
 from envs.base import EnvConstructor, GoalEnv, unknown
 from envs.half_cheetah import HalfCheetah
@@ -26,6 +26,8 @@ ENVS: dict[str, EnvConstructor] = {
     "ant_big_maze": partial(AntMaze, layout="big_maze"),
     "ant_big_maze_eval": partial(AntMaze, layout="big_maze_eval"),
     "ant_hardest_maze": partial(AntMaze, layout="hardest_maze"),
+    "ant_ball_u_maze": partial(AntBallMaze, layout="u_maze_ball"),
+    "ant_ball_big_maze": partial(AntBallMaze, layout="big_maze_ball"),
 }
 
 

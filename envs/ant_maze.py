@@ -1,7 +1,11 @@
-"""Ant mazes: the ant finds its way from the start cell to a goal cell."""
+"""Ant mazes: the ant finds its way from the start cell to a goal cell, or takes a ball there."""
+
+import jax
+import jax.numpy as jnp
 
 from envs.ant import FEET, INNER_LEGS, TORSO, Ant
-from envs.maze import InMaze
+from envs.ant_ball import AntBall
+from envs.maze import Companion, InMaze
 
 
 class AntMaze(InMaze, Ant):
@@ -17,3 +21,24 @@ class AntMaze(InMaze, Ant):
     """
 
     touching = (*TORSO, *INNER_LEGS, *FEET)
+
+
+class AntBallMaze(InMaze, AntBall):
+    """The ant and its ball in a maze of `layout`; the ball has to come within 0.5 m of the goal.
+
+    | state | content | unit |
+    |---|---|---|
+    | 0-30 | the ant and the ball, as in `envs.ant_ball.AntBall` | m, rad, m/s, rad/s |
+
+    Action, threshold and early end as in `AntBall`. Goal: ball x, y at the centre of a cell G, uniform. Start: the ant
+    at the centre of a cell R, the ball at that of a cell B. Walls stop torso, feet and ball.
+    Source: JaxGCRL (https://arxiv.org/abs/2408.11052), brax's ant. As published, its goal indices are one too low.
+    """
+
+    touching = (*TORSO, *FEET)
+    companions = (Companion(link=-1, geoms=("object",)),)
+
+    def sample_start(self, key):
+        start_key, ball_key = jax.random.split(key)
+        q, qd, goal = super().sample_start(start_key)
+        return q.at[15:].set(jax.random.choice(ball_key, jnp.array(self.balls))), qd, goal

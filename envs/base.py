@@ -86,11 +86,12 @@ class EnvState:
 
 
 class Sizes(NamedTuple):
-    """How long an environment's vectors are: state, action, goal."""
+    """How long an environment's vectors are: state, action, goal, and all that the physics engine carries."""
 
     state: int
     action: int
     goal: int
+    physics: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +121,8 @@ class GoalEnv(abc.ABC):
       physics: backend -> Physics; its keys are the backends the environment supports.
 
     Raises:
-      ValueError: a backend that the environment does not support, or goal indices outside the state.
+      ValueError: a backend that the environment does not support, goal indices outside the state, or an action size
+        that is not the model's.
     """
 
     state_dim: ClassVar[int]
@@ -145,14 +147,19 @@ class GoalEnv(abc.ABC):
             raise ValueError(
                 f"{type(self).__name__}: goal_indices {self.goal_indices} must lie in 0 to {self.state_dim - 1}"
             )
+        if self.action_size != self.sys.act_size():
+            raise ValueError(
+                f"{type(self).__name__}: action_size is {self.action_size}, the model has {self.sys.act_size()} motors"
+            )
 
     @property
     def goal_dim(self) -> int:
         return len(self.goal_indices)
 
-    @property
+    @functools.cached_property
     def sizes(self) -> Sizes:
-        return Sizes(self.state_dim, self.action_size, self.goal_dim)
+        carried = jax.tree.leaves(jax.eval_shape(self.reset, jax.random.key(0)).pipeline_state)
+        return Sizes(self.state_dim, self.action_size, self.goal_dim, sum(leaf.size for leaf in carried))
 
     @property
     def obs_size(self) -> int:
@@ -201,8 +208,17 @@ class GoalEnv(abc.ABC):
         return jnp.linalg.norm(state[..., jnp.array(self.goal_indices)] - goal, axis=-1)
 
     def reset(self, key: jax.Array) -> EnvState:
-        """A new episode: start and goal drawn from `key`."""
+        """A new episode: start and goal drawn from `key`.
+
+        Raises:
+          ValueError: a goal of another size than `goal_indices`.
+        """
         q, qd, goal = self.sample_start(key)
+        if goal.shape != (self.goal_dim,):
+            raise ValueError(
+                f"{type(self).__name__}: goal_indices {self.goal_indices} name {self.goal_dim} entries, but "
+                f"sample_start draws goals of shape {goal.shape}"
+            )
         pipeline_state = self._pipeline.init(self.sys, q, qd)
         no_action = jnp.zeros(self.action_size)
         zero = jnp.zeros(())
@@ -276,10 +292,10 @@ def remove_body(root: ElementTree.Element, name: str) -> None:
     next(parent for parent in root.iter() if body in list(parent)).remove(body)
 
 
-def collide(root: ElementTree.Element, geoms: tuple[str, ...]) -> None:
-    """Lets geoms be touched by every geom whose contype is 1."""
+def collide(root: ElementTree.Element, geoms: tuple[str, ...], contype: int = 1) -> None:
+    """Lets geoms be touched by every geom of this contype."""
     for name in geoms:
-        find(root, "geom", name).set("conaffinity", "1")
+        find(root, "geom", name).set("conaffinity", str(contype))
 
 
 def set_numeric(root: ElementTree.Element, name: str, data: str) -> None:

@@ -1,10 +1,11 @@
 """Mazes: layouts as tables, and the mixin that puts any body into one.
 
-The physics holds three walls, however large the maze. A body that reaches less than half a cell can touch only its own
-cell's neighbours on the side where it stands: one in x, one in y, one on the diagonal. Before each control step three
-boxes are put on those of them that are walls, so that the contacts are those of a box on every wall cell.
+The physics holds three walls a body, however large the maze. A body that reaches less than half a cell can touch only
+its own cell's neighbours on the side where it stands: one in x, one in y, one on the diagonal. Before each control step
+three boxes are put on those of them that are walls, so that the contacts are those of a box on every wall cell.
 """
 
+from typing import NamedTuple
 from xml.etree import ElementTree
 
 import jax
@@ -13,8 +14,8 @@ import numpy as np
 
 from envs.base import apply_physics, collide, find, unknown
 
-# 1 wall, 0 free, R start, G goal (free too). Row i, column j is the cell centred at x = i, y = j times the cell size.
-# A new maze is a table here and a line in the registry.
+# 1 wall, 0 free, R start, G goal, B ball (the three are free too). Row i, column j is the cell centred at x = i, y = j
+# times the cell size. A new maze is a table here and a line in the registry.
 LAYOUTS = {
     "u_maze": """
         1 1 1 1 1
@@ -61,18 +62,38 @@ LAYOUTS = {
         1 G G 1 G G G 1 G G G 1
         1 1 1 1 1 1 1 1 1 1 1 1
     """,
+    "u_maze_ball": """
+        1 1 1 1 1
+        1 R G B 1
+        1 1 1 G 1
+        1 G G G 1
+        1 1 1 1 1
+    """,
+    "big_maze_ball": """
+        1 1 1 1 1 1 1 1
+        1 R 0 1 1 G G 1
+        1 0 0 1 G G G 1
+        1 1 B G B 1 1 1
+        1 G G 1 G G G 1
+        1 G 1 G G 1 G 1
+        1 G G G 1 G G 1
+        1 1 1 1 1 1 1 1
+    """,
 }
 
-MOVING_WALLS = 3
+WALLS_A_BODY = 3
 # Where a wall that is not needed waits: out of reach of whatever stands on the ground.
 BELOW_GROUND = -100.0
 
 
-def read_layout(name: str) -> np.ndarray:
+MARKS = {"R": "start", "G": "goal", "B": "ball"}
+
+
+def read_layout(name: str, needed: str = "RG") -> np.ndarray:
     """(rows, columns) the characters of a layout.
 
     Raises:
-      ValueError: no such layout, or one that is no rectangle, has other characters, no start or no goal.
+      ValueError: no such layout, or one that is no rectangle, has other characters or none of one that is `needed`.
     """
     if name not in LAYOUTS:
         raise ValueError(unknown("maze layout", name, LAYOUTS))
@@ -81,12 +102,21 @@ def read_layout(name: str) -> np.ndarray:
     if len(set(widths)) > 1:
         raise ValueError(f"maze layout {name!r} has rows of different lengths: {widths}")
     cells = {cell for row in rows for cell in row}
-    if cells - set("10RG"):
-        raise ValueError(f"maze layout {name!r} has {sorted(cells - set('10RG'))}: use 1 wall, 0 free, R start, G goal")
-    for cell, meaning in (("R", "start"), ("G", "goal")):
+    if cells - set("10RGB"):
+        raise ValueError(
+            f"maze layout {name!r} has {sorted(cells - set('10RGB'))}: use 1 wall, 0 free, R start, G goal, B ball"
+        )
+    for cell in needed:
         if cell not in cells:
-            raise ValueError(f"maze layout {name!r} has no {meaning}: mark at least one cell {cell}")
+            raise ValueError(f"maze layout {name!r} has no {MARKS[cell]}: mark at least one cell {cell}")
     return np.array(rows)
+
+
+class Companion(NamedTuple):
+    """What moves in a maze besides the body: its link, and its geoms that walls stop."""
+
+    link: int
+    geoms: tuple[str, ...]
 
 
 class InMaze:
@@ -97,26 +127,33 @@ class InMaze:
 
     Attributes:
       cell_size, wall_height: in metres.
-      touching: the geoms that walls stop; less than half a cell away from the torso's centre at any time.
+      touching: the geoms that walls stop; less than half a cell away from their body's centre at any time.
+      companions: all else that moves on its own, such as a ball. Each has walls of its own, which stop nothing else.
 
     Raises:
-      ValueError: a layout that does not exist or makes no maze.
+      ValueError: a layout that does not exist or makes no maze, or a body that no walls would stop.
     """
 
     cell_size = 4.0
     wall_height = 2.0
     touching: tuple[str, ...]
+    companions: tuple[Companion, ...] = ()
 
     def __init__(self, layout: str, full_walls: bool = False, **options):
         """`full_walls` puts a box on every wall cell instead: the same physics, slower; for tests and pictures."""
-        cells = read_layout(layout)
+        cells = read_layout(layout, "RGB" if self.companions else "RG")
         self.layout = layout
         self.full_walls = full_walls
         self.walls = cells == "1"
-        self.starts, self.goals = (self.cell_size * np.argwhere(cells == mark) for mark in "RG")
+        self.starts, self.goals, self.balls = (self.cell_size * np.argwhere(cells == mark) for mark in MARKS)
         super().__init__(**options)
+        self._links = [0, *(companion.link for companion in self.companions)]
+        bodies = self.sys.link_parents.count(-1)
+        if bodies != len(self._links):
+            raise ValueError(f"{type(self).__name__} has {bodies} bodies, but walls for {len(self._links)} of them")
         if not full_walls:
-            self._wall_geoms = np.array([self.sys.mj_model.geom(f"wall_{i}").id for i in range(MOVING_WALLS)])
+            names = [f"wall_{i}" for i in range(WALLS_A_BODY * bodies)]
+            self._wall_geoms = np.array([self.sys.mj_model.geom(name).id for name in names])
 
     def build_xml(self):
         return self._walled(self.full_walls)
@@ -129,11 +166,18 @@ class InMaze:
         root = super().build_xml()
         collide(root, self.touching)
         find(root, "geom", "floor").set("size", "100 100 40")  # of the drawing; the plane itself has no end
-        centres = self.cell_size * np.argwhere(self.walls) if full_walls else np.zeros((MOVING_WALLS, 2))
         half = self.wall_height / 2
-        for i, (x, y) in enumerate(centres):
-            box = {"type": "box", "contype": "1", "conaffinity": "1", "name": f"wall_{i}"}
-            box["pos"] = f"{x} {y} {half if full_walls else BELOW_GROUND}"
+        if full_walls:
+            boxes = [(x, y, half, 1, 1) for x, y in self.cell_size * np.argwhere(self.walls)]
+        else:
+            # Where the walls of two bodies stand in one place, each must feel its own only: one bit of contype a body.
+            boxes = [(0, 0, BELOW_GROUND, 1, 0 if self.companions else 1)] * WALLS_A_BODY
+            for bit, companion in enumerate(self.companions, start=1):
+                collide(root, companion.geoms, 1 << bit)
+                boxes += [(0, 0, BELOW_GROUND, 1 << bit, 0)] * WALLS_A_BODY
+        for i, (x, y, z, contype, conaffinity) in enumerate(boxes):
+            box = {"type": "box", "contype": f"{contype}", "conaffinity": f"{conaffinity}", "name": f"wall_{i}"}
+            box["pos"] = f"{x} {y} {z}"
             box["size"] = f"{self.cell_size / 2} {self.cell_size / 2} {half}"
             ElementTree.SubElement(root.find("worldbody"), "geom", box)
         return root
@@ -150,12 +194,12 @@ class InMaze:
         row, column = jnp.moveaxis(jnp.clip(cells + 1, 0, jnp.array(walls.shape) - 1), -1, 0)
         return walls[row, column]
 
-    def wall_positions(self, torso: jax.Array) -> jax.Array:
-        """(MOVING_WALLS, 3) where the moving walls belong for a torso at (2,) x, y."""
-        own = jnp.round(torso / self.cell_size).astype(int)
-        x_side, y_side = jnp.where(torso >= own * self.cell_size, 1, -1)
+    def wall_positions(self, body: jax.Array) -> jax.Array:
+        """(`WALLS_A_BODY`, 3) where the moving walls belong for a body at (2,) x, y."""
+        own = jnp.round(body / self.cell_size).astype(int)
+        x_side, y_side = jnp.where(body >= own * self.cell_size, 1, -1)
         cells = own + jnp.array([[x_side, 0], [0, y_side], [x_side, y_side]])
-        # A torso pressed into a wall so hard that its centre is in it must still be pushed out.
+        # A body pressed into a wall so hard that its centre is in it must still be pushed out.
         cells = cells.at[2].set(jnp.where(self.is_wall(own), own, cells[2]))
         height = jnp.where(self.is_wall(cells), self.wall_height / 2, BELOW_GROUND)
         return jnp.column_stack([cells * self.cell_size, height])
@@ -163,5 +207,5 @@ class InMaze:
     def step_system(self, pipeline_state):
         if self.full_walls:
             return self.sys
-        positions = self.wall_positions(pipeline_state.x.pos[0, :2])
+        positions = jnp.concatenate([self.wall_positions(pipeline_state.x.pos[link, :2]) for link in self._links])
         return self.sys.replace(geom_pos=self.sys.geom_pos.at[self._wall_geoms].set(positions))

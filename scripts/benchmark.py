@@ -71,6 +71,8 @@ def main(args: list[str]) -> int:
     try:
         config = parse(BenchmarkConfig, args, prog="benchmark.py")
         check_config(config)
+        if min(config.repeats, config.updates) < 1:
+            raise ConfigError(f"--repeats {config.repeats} and --updates {config.updates} are at least 1")
         if config.sweep and not config.out:
             raise ConfigError("--sweep needs --out, the JSON file beside which table and plot are put")
         points = sweep_points(config) if config.sweep else [config]

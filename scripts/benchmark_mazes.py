@@ -58,6 +58,8 @@ def main(args: list[str]) -> None:
     parser.add_argument("--repeats", type=int, default=5, help="rounds that count")
     parser.add_argument("--cpu-time", action="store_true", help="per second of CPU time, for a machine that is shared")
     options = parser.parse_args(args)
+    if min(options.num_envs, options.steps, options.repeats) < 1:
+        parser.error("--num-envs, --steps and --repeats are at least 1")
     enable_compilation_cache()
 
     clock = time.process_time if options.cpu_time else time.perf_counter

@@ -63,8 +63,16 @@ def main(args: list[str]) -> int:
     parser.add_argument("--devices", type=int, nargs="+", default=[1, 8, 64])
     parser.add_argument("--gigabytes_per_second", type=float, default=10.0, help="between two devices")
     options = parser.parse_args(args)
-    measured = json.loads(options.measured.read_text())
-    measured = measured[0] if isinstance(measured, list) else measured  # of a sweep, the base
+    try:
+        measured = json.loads(options.measured.read_text())
+        measured = measured[0] if isinstance(measured, list) else measured  # of a sweep, the base
+        measured["update ms"], measured["flags"]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        print(f"error: {options.measured} is no file of scripts/benchmark.py: {error}", file=sys.stderr)
+        return 2
+    if min(*options.envs, *options.devices) < 1 or options.gigabytes_per_second <= 0:
+        print("error: --envs, --devices and --gigabytes_per_second are above 0", file=sys.stderr)
+        return 2
     print(table(measured, options.envs, options.devices, 1e9 * options.gigabytes_per_second))
     return 0
 

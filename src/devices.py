@@ -9,6 +9,8 @@ import functools
 import math
 import os
 import resource
+import socket
+import time
 import zlib
 from collections.abc import Callable
 from typing import Any
@@ -128,11 +130,31 @@ def join(config: Config) -> None:
         if address == AUTO
         else {"coordinator_address": address, "num_processes": config.num_processes, "process_id": config.process_id}
     )
+    if explicit and config.process_id:
+        find_coordinator(address)
     jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM for itself
     try:
         jax.distributed.initialize(**explicit)
     except (RuntimeError, ValueError) as error:
         raise ConfigError(f"--coordinator_address {address}: {' '.join(str(error).split())[:300]}") from None
+
+
+def find_coordinator(address: str, seconds: float = 300.0) -> None:
+    """Waits until process 0 listens at HOST:PORT. JAX would end the program if nobody ever does.
+
+    Raises:
+      ConfigError: there is no such host, or nobody has answered after so many seconds.
+    """
+    host, _, port = address.rpartition(":")
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+            return
+        except (OSError, OverflowError) as error:
+            if isinstance(error, (socket.gaierror, OverflowError)) or time.monotonic() > deadline:
+                raise ConfigError(f"--coordinator_address {address}: process 0 does not answer: {error}") from None
+        time.sleep(0.2)
 
 
 def is_first_process() -> bool:

@@ -35,11 +35,15 @@ def memory_plan(
     table = 10 + (config.repr_dim if config.energy_fn in TABLES_OF_DIFFERENCES else 0)
     activations = batch * (7 * config.h_dim * config.n_hidden + 6 * config.repr_dim + table * config.batch_size)
     index = 3 * rows + (rows * share / 4 if share > 1 else 0)  # each device is told which rows of all can be drawn
-    peak = max(index, rows + 12 * pairs, 2 * pairs + 0.6 * parameters + activations)
+    # While it collects, a run holds states for the episodes that begin (`VectorEnv.pool_size`), and a working copy.
+    pool = (config.unroll_length * config.action_repeat // config.episode_length + 3) * envs * sizes.physics
+    peak = max(index, rows + 12 * pairs, 2 * pairs + 0.6 * parameters + activations, pool)
     return {
         "replay": round(4 * seeds * rows * step),
         "index": round(4 * seeds * index),
-        "rest": round(4 * seeds * (peak - index + 3 * parameters + envs * config.unroll_length * step)),
+        "rest": round(
+            4 * seeds * (peak - index + 3 * parameters + envs * (config.unroll_length * step + sizes.physics))
+        ),
     }
 
 
@@ -125,7 +129,7 @@ def describe_plan(config: Config, schedule: Schedule, sizes: Sizes, mesh_shape: 
         "epochs": f"{len(schedule.epoch_lengths)} of {' or '.join(map(str, lengths))} training steps",
         "evaluations": f"{len(schedule.eval_at)} of {config.num_eval_envs} episodes",
         "replay": f"{schedule.replay_rows:,} rows per env, {_bytes(memory['replay'])}{each}",
-        "estimated peak memory": f"{_bytes(sum(memory.values()))}{each}, physics state not counted",
+        "estimated peak memory": f"{_bytes(sum(memory.values()))}{each}",
     }
     if groups * share > 1:
         spread = f", {config.num_seeds // groups} of {config.num_seeds} seeds on each" if config.num_seeds > 1 else ""

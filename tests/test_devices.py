@@ -1,8 +1,10 @@
 """Many devices and several processes: the numbers of one device, up to rounding, in processes of their own."""
 
 import dataclasses
+import functools
 import os
 import socket
+import threading
 from pathlib import Path
 
 import durability
@@ -114,6 +116,15 @@ def test_sizes_that_do_not_divide_are_refused_with_those_that_do(monkeypatch, ch
         assert fragment in str(refusal.value)
 
 
+def test_a_last_batch_of_seeds_that_does_not_divide_is_refused_before_the_first_trains(monkeypatch):
+    monkeypatch.setattr(devices.jax, "devices", lambda: jax.local_devices() * 3)
+    monkeypatch.setattr(devices.jax, "device_count", lambda: 3)
+    config = dataclasses.replace(DIVISIBLE, num_seeds=4, seed_batch=3)
+    devices.make_mesh(dataclasses.replace(config, num_seeds=3))
+    with pytest.raises(ConfigError, match="--num_envs 8"):
+        training.seed_batches(config)
+
+
 @pytest.mark.parametrize(
     ("num_seeds", "num_devices", "shape"),
     [(1, 1, (1, 1)), (1, 8, (1, 8)), (8, 4, (4, 1)), (2, 8, (2, 4)), (5, 4, (1, 4))],
@@ -197,6 +208,27 @@ def test_processes_that_see_different_checkpoints_are_refused(tmp_path, address)
     processes = [on_devices(c, 1, *together, "--process_id", str(n)) for n, c in enumerate((config, other))]
     for process in processes:
         assert "another process refused, or has another command" in finish(process, training.REFUSED)
+
+
+@pytest.mark.parametrize(
+    ("host", "port", "reason"),
+    [("127.0.0.1", 9, "refused"), ("nobody.invalid", 80, "."), ("127.0.0.1", 99999, "65535")],
+)
+def test_a_process_that_finds_no_first_process_is_refused_in_one_line(monkeypatch, host, port, reason):
+    monkeypatch.setattr(devices, "find_coordinator", functools.partial(devices.find_coordinator, seconds=0.1))
+    config = tiny(coordinator_address=f"{host}:{port}", num_processes=2, process_id=1)
+    with pytest.raises(ConfigError, match=f"{host}:{port}: process 0 does not answer: .*{reason}") as refusal:
+        devices.join(config)
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_first_process_that_comes_late_is_waited_for():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        timer = threading.Timer(0.5, listener.listen)
+        timer.start()
+        devices.find_coordinator(f"127.0.0.1:{listener.getsockname()[1]}", seconds=60)
+        timer.join()
 
 
 def test_a_coordinator_that_is_not_there_is_refused_in_one_line(monkeypatch):

@@ -4,6 +4,7 @@ Legend: T steps, N envs of a roll-out with random actions; q, qd are joint posit
 """
 
 import functools
+import re
 import types
 
 import brax.envs
@@ -17,6 +18,7 @@ from conftest import ProbeEnv
 from envs import ENVS, make_env
 from envs.base import BACKENDS, apply_physics
 from envs.check import QUICK_COMPILE, check_env
+from envs.reacher import Reacher
 
 SLOW = pytest.mark.slow
 PLAIN = ["reacher", "ant", "cheetah", "pusher_easy", "humanoid"]
@@ -103,6 +105,25 @@ def test_unknown_backend_names_those_supported(name):
     with pytest.raises(ValueError, match="unknown backend 'warp'") as error:
         make_env(name, backend="warp")
     assert all(backend in str(error.value) for backend in built(name).physics)
+
+
+def test_an_action_size_that_is_not_the_models_is_refused():
+    class ThreeMotors(Reacher):
+        action_size = 3
+
+    with pytest.raises(ValueError, match="^ThreeMotors: action_size is 3, the model has 2 motors$"):
+        ThreeMotors()
+
+
+def test_a_goal_that_is_not_that_of_the_indices_is_refused():
+    class TwoIndices(Reacher):
+        goal_indices = (4, 5)
+
+    message = "goal_indices (4, 5) name 2 entries, but sample_start draws goals of shape (3,)"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        jax.eval_shape(TwoIndices().reset, jax.random.key(0))
+    ((name, passed, detail),), _ = check_env(TwoIndices())
+    assert (name, passed, detail) == ("contract", False, f"TwoIndices: {message}")
 
 
 def test_unknown_environment_names_the_nearest():
@@ -388,6 +409,29 @@ def assert_uniform(values: np.ndarray, low: float, high: float):
     assert low <= values.min() and values.max() <= high
     quartiles = np.quantile((values - low) / (high - low), [0.25, 0.5, 0.75])
     np.testing.assert_allclose(quartiles, [0.25, 0.5, 0.75], atol=0.02)
+
+
+def test_ant_starts():
+    q, qd, goal = starts("ant")
+    np.testing.assert_allclose(np.linalg.norm(goal, axis=-1), 10.0, rtol=1e-6)
+    assert_uniform(np.arctan2(goal[:, 1], goal[:, 0]), -np.pi, np.pi)
+    rest = [0, 0, 0.55, *[None] * 4, 0, 1, 0, -1, 0, -1, 0, 1]
+    for joint, middle in zip(q.T, rest, strict=True):
+        if middle is not None:
+            assert_uniform(joint, middle - 0.1 - 1e-6, middle + 0.1 + 1e-6)
+    np.testing.assert_allclose(np.linalg.norm(q[:, 3:7], axis=-1), 1.0, atol=1e-6)
+    np.testing.assert_allclose(qd.std(axis=0), 0.1, rtol=0.05)
+
+
+def test_reacher_starts():
+    q, qd, goal = starts("reacher")
+    for joint in q.T:
+        assert_uniform(joint, -0.1, 0.1)
+    for speed in qd.T:
+        assert_uniform(speed, -0.005, 0.005)
+    assert_uniform(np.linalg.norm(goal[:, :2], axis=-1), 0.0, 0.2 + 1e-6)
+    assert_uniform(np.arctan2(goal[:, 1], goal[:, 0]), -np.pi, np.pi)
+    np.testing.assert_allclose(goal[:, 2], 0.01)
 
 
 def test_cheetah_starts():

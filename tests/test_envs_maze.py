@@ -11,11 +11,13 @@ from rollouts import random_ants, roll
 
 from envs import ENVS, make_env, maze
 from envs.ant import Ant
-from envs.ant_maze import AntMaze
-from envs.maze import LAYOUTS, read_layout
+from envs.ant_ball import AntBall
+from envs.ant_maze import AntBallMaze, AntMaze
+from envs.maze import InMaze, read_layout
 
 GOAL_CELLS = {"u_maze": 6, "u_maze_eval": 3, "big_maze": 25, "big_maze_eval": 10, "hardest_maze": 45}
 WALL_CELLS = {"u_maze": 18, "u_maze_eval": 18, "big_maze": 38, "big_maze_eval": 38, "hardest_maze": 62}
+LAYOUTS = {name: maze.LAYOUTS[name] for name in WALL_CELLS}
 # Ants thrown at a wall; the first of the ants of every comparison.
 THROWN = 8
 
@@ -162,7 +164,7 @@ def test_starts_and_goals_are_the_marked_cells(layout):
 
 
 def test_every_start_cell_is_drawn(monkeypatch):
-    monkeypatch.setitem(LAYOUTS, "two_starts", "1 1 1 1\n 1 R G 1\n 1 R 1 1\n 1 1 1 1")
+    monkeypatch.setitem(maze.LAYOUTS, "two_starts", "1 1 1 1\n 1 R G 1\n 1 R 1 1\n 1 1 1 1")
     q, _, goal = jax.vmap(maze_env("two_starts").sample_start)(jax.random.split(jax.random.key(0), 200))
     places, counts = np.unique(np.array(q[:, :2]), axis=0, return_counts=True)
     np.testing.assert_array_equal(places, [[4.0, 4.0], [8.0, 4.0]])
@@ -220,3 +222,93 @@ def test_observation_and_success_of_a_random_walk():
     assert 0 < np.mean(states.reward) < 1
     np.testing.assert_array_equal(states.metrics["success_easy"], dist < 2.0)
     np.testing.assert_array_equal(states.done, (torso[..., 2] < 0.2) | (torso[..., 2] > 1.0))
+
+
+# With a ball.
+
+
+def ball_maze(layout: str = "u_maze_ball", **options) -> AntBallMaze:
+    return AntBallMaze(layout=layout, **options)
+
+
+@functools.cache
+def compare_with_ball(backend: str, count: int, steps: int) -> types.SimpleNamespace:
+    """As `compare`, in the u_maze; half of the balls fly in the cell of their ant, half in another."""
+    env, rng = ball_maze(backend=backend), np.random.default_rng(0)
+    free = env.cell_size * np.argwhere(~env.walls)
+    cells = free[rng.integers(len(free), size=(2, count))]
+    cells[1, ::2] = cells[0, ::2]
+    q, qd = random_ants(env, rng, cells[0] + rng.uniform(-1.9, 1.9, (count, 2)))
+    q[:, 15:] = cells[1] + rng.uniform(-1.9, 1.9, (count, 2))
+    qd[:, 14:] = rng.normal(0, 3, (count, 2))
+    actions = rng.uniform(-1, 1, (steps, count, 8))
+    full = roll(ball_maze(backend=backend, full_walls=True), q, qd, np.zeros((count, 2)), actions).pipeline_state.q
+    shift = np.where(np.isin(np.arange(17), (0, 15)), 64.0, 0.0)
+    twice = (np.concatenate([q, q + shift]), np.tile(qd, (2, 1)), np.zeros((2 * count, 2)), np.tile(actions, (1, 2, 1)))
+    moving, free = np.split(np.array(roll(env, *twice).pipeline_state.q), 2, axis=1)
+    return types.SimpleNamespace(moving=moving, full=np.array(full), free=free - shift)
+
+
+@pytest.mark.parametrize(
+    ("backend", "count", "steps"),
+    [
+        ("spring", 32, 25),
+        pytest.param("mjx", 16, 3, marks=pytest.mark.slow),
+        pytest.param("generalized", 16, 3, marks=pytest.mark.slow),
+    ],
+)
+def test_three_walls_each_for_ant_and_ball_are_the_full_maze(backend, count, steps):
+    result = compare_with_ball(backend, count, steps)
+    assert_same_physics(worst(result.moving, result.full))
+    touched = np.abs(result.full - result.free)[-1] > 1e-2
+    assert touched[:, :15].any(axis=1).mean() > 0.2 and touched[:, 15:].any(axis=1).mean() > 0.2
+
+
+def test_walls_of_the_ball_stop_nothing_else():
+    model = ball_maze().sys.mj_model
+    walls = [model.geom(f"wall_{i}") for i in range(6)]
+    stopped = [
+        {model.geom(i).name for i in range(model.ngeom) if collides(model.geom(i), wall) and model.geom_type[i] != 6}
+        for wall in walls
+    ]
+    feet = {f"{leg}_foot_geom" for leg in ("left", "right", "third", "fourth")}
+    assert stopped == 3 * [{"torso_geom", "floor", *feet}] + 3 * [{"object"}]
+
+
+def collides(a, b) -> bool:
+    """Whether MuJoCo's filter lets two geoms touch."""
+    return bool(a.contype[0] & b.conaffinity[0] or b.contype[0] & a.conaffinity[0])
+
+
+@pytest.mark.parametrize(
+    ("layout", "goals", "balls"),
+    [("u_maze_ball", 5, [[4.0, 12.0]]), ("big_maze_ball", 20, [[12.0, 8.0], [12.0, 16.0]])],
+)
+def test_balls_start_at_the_marked_cells(layout, goals, balls):
+    env = ball_maze(layout)
+    q, qd, goal = jax.jit(jax.vmap(env.sample_start))(jax.random.split(jax.random.key(0), 2000))
+    np.testing.assert_array_equal(q[:, :2], np.full((2000, 2), 4.0))
+    places, counts = np.unique(np.array(q[:, 15:]), axis=0, return_counts=True)
+    np.testing.assert_array_equal(places, balls)
+    assert counts.min() > 0.9 * 2000 / len(balls)
+    assert len(np.unique(np.array(goal), axis=0)) == goals == len(env.goals)
+    np.testing.assert_array_equal(qd[:, 14:], 0.0)
+
+
+def test_ball_mazes_have_the_sizes_of_the_open_ground():
+    for name in ("ant_ball_u_maze", "ant_ball_big_maze"):
+        env = make_env(name)
+        assert (env.state_dim, env.goal_dim, env.goal_indices, env.action_size) == (31, 2, (29, 30), 8)
+        assert (env.backend, env.goal_dist, env.other_thresholds) == ("spring", 0.5, {"success_easy": 2.0})
+        assert "ball" in ENVS[name].keywords["layout"]
+
+
+def test_a_maze_without_a_ball_or_without_its_walls_is_refused():
+    with pytest.raises(ValueError, match="^maze layout 'u_maze' has no ball: mark at least one cell B$"):
+        ball_maze("u_maze")
+
+    class Forgotten(InMaze, AntBall):
+        touching = AntBallMaze.touching
+
+    with pytest.raises(ValueError, match="^Forgotten has 2 bodies, but walls for 1 of them$"):
+        Forgotten(layout="u_maze_ball")

@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from envs.base import Sizes
+from envs import make_env
 from scripts import scale_plan
 from src.plan import memory_plan
 from utils import Config, derive_schedule
@@ -21,7 +21,7 @@ def test_parts_divide_among_devices_and_the_exchange_appears():
     assert one["exchange"] == 0 < four["exchange"]
     assert scale_plan.plan(MEASURED, 1024, 4, 2e9)["exchange"] == four["exchange"] / 2
     config = Config(num_envs=1024)
-    assert one["GiB"] == sum(memory_plan(config, derive_schedule(config), Sizes(10, 2, 3)).values()) / 2**30
+    assert one["GiB"] == sum(memory_plan(config, derive_schedule(config), make_env("reacher").sizes).values()) / 2**30
 
 
 def test_the_table_names_the_longest_part(tmp_path, capsys):

@@ -17,6 +17,7 @@ import wandb
 from conftest import UPDATE_METRICS, ProbeEnv, flags, registered, tiny
 
 import training
+from envs import ENVS
 from src.checkpoint import load_policy
 from utils import Config, derive_schedule, read_config
 
@@ -51,6 +52,22 @@ def read_csv(path):
 
 def run_dirs(output_dir):
     return sorted(path.parent for path in Path(output_dir).rglob("config.json"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in ENVS if not name.endswith("_eval")])
+def test_every_environment_trains(name, tmp_path, monkeypatch):
+    """To its third evaluation, on its default backend; compiled without optimisation, which takes half the time."""
+    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
+    eval_env = f"{name}_eval" if f"{name}_eval" in ENVS else None
+    process = start(dataclasses.replace(REACHER, env_name=name, eval_env=eval_env, num_timesteps=500), tmp_path)
+    assert process.returncode == 0, process.stderr
+    (run_dir,) = run_dirs(tmp_path)
+    rows = read_csv(run_dir / "metrics.csv")
+    assert len(rows) == 3
+    for row in rows:
+        assert float(row["eval/avg_episode_length"]) > 0 and math.isfinite(float(row["eval/episode_dist"]))
+    assert math.isfinite(float(rows[-1]["training/crl_critic_loss"]))
 
 
 @pytest.fixture(scope="module")
