@@ -423,6 +423,14 @@ def test_ant_starts():
     np.testing.assert_allclose(qd.std(axis=0), 0.1, rtol=0.05)
 
 
+def test_ant_velocities_are_displacements_by_the_control_step():
+    step = transitions("ant")
+    speed = (step.after.q[:, :2] - step.before.q[:, :2]) / 0.05
+    assert np.abs(speed).max() > 0.5
+    for name, expected in zip(("x_velocity", "y_velocity"), speed.T, strict=True):
+        np.testing.assert_allclose(step.after.metrics[name], expected, atol=1e-3)
+
+
 def test_reacher_starts():
     q, qd, goal = starts("reacher")
     for joint in q.T:

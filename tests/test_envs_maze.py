@@ -250,12 +250,7 @@ def compare_with_ball(backend: str, count: int, steps: int) -> types.SimpleNames
 
 
 @pytest.mark.parametrize(
-    ("backend", "count", "steps"),
-    [
-        ("spring", 32, 25),
-        pytest.param("mjx", 16, 3, marks=pytest.mark.slow),
-        pytest.param("generalized", 16, 3, marks=pytest.mark.slow),
-    ],
+    ("backend", "count", "steps"), [("spring", 32, 25), pytest.param("mjx", 16, 3, marks=pytest.mark.slow)]
 )
 def test_three_walls_each_for_ant_and_ball_are_the_full_maze(backend, count, steps):
     result = compare_with_ball(backend, count, steps)

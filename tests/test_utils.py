@@ -100,6 +100,7 @@ def joining(config, tmp_path):
     told = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(devices.jax.distributed, "initialize", lambda **options: told.append(options))
+        patch.setattr(devices, "find_coordinator", lambda address: None)
         devices.join(dataclasses.replace(config, coordinator_address=config.coordinator_address or "host:1234"))
     return told
 
