@@ -42,6 +42,8 @@ def test_a_sweep_that_would_fail_is_refused_first(tmp_path, capsys):
     assert "prefill of 640 env steps" in capsys.readouterr().err
     assert benchmark.main([*flags(tiny()), "--sweep"]) == 2
     assert "--sweep needs --out" in capsys.readouterr().err
+    assert benchmark.main([*flags(tiny()), "--repeats", "0"]) == 2
+    assert "--repeats 0 and --updates 200 are at least 1" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 

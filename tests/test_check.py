@@ -117,7 +117,10 @@ def test_command_fails_with_the_check(capsys):
     assert capsys.readouterr().out == "FAIL probe contract: action_size is 2, the model's 3\n"
 
 
-@pytest.mark.parametrize("args", [["humanoids"], ["ant", "--backend", "warp"], [], ["ant", "--all"]])
+@pytest.mark.parametrize(
+    "args",
+    [["humanoids"], ["ant", "--backend", "warp"], [], ["ant", "--all"], ["ant", "--num_envs", "99999999999"]],
+)
 def test_bad_input_is_one_line(args, capsys):
     assert main(args) == 2
     output = capsys.readouterr()
@@ -130,6 +133,19 @@ def test_all_checks_every_environment(capsys, monkeypatch):
         assert main(["--all", "--num_envs", "4", "--num_steps", "40"]) == 1
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[1] for line in lines] == ["first"] * 8 + ["second"]
+
+
+def test_all_goes_on_after_an_environment_without_the_backend(capsys, monkeypatch):
+    class OnlyMjx(Sound):
+        default_backend = "mjx"
+        physics = {"mjx": Sound.physics["mjx"]}
+
+    monkeypatch.setattr(check, "ENVS", {"first": OnlyMjx, "second": Sound})
+    with registered(first=OnlyMjx, second=Sound):
+        assert main(["--all", "--backend", "spring", "--num_envs", "4", "--num_steps", "40"]) == 0
+    output = capsys.readouterr()
+    assert output.err.startswith("error: unknown backend 'spring' of OnlyMjx") and output.err.count("\n") == 1
+    assert output.out.count("PASS second ") == 8
 
 
 def test_table_has_a_row_for_every_environment(capsys):

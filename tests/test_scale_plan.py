@@ -32,3 +32,20 @@ def test_the_table_names_the_longest_part(tmp_path, capsys):
     *_, one, many = capsys.readouterr().out.splitlines()
     assert one.startswith("| 1,024 | 1 |") and one.endswith("| updates |")
     assert many.startswith("| 1,024 | 64 |") and many.endswith("| exchange |")
+
+
+@pytest.mark.parametrize("content", [None, "no JSON", "[]", "{}", "3"])
+def test_a_file_that_is_none_of_the_benchmark_is_refused_in_one_line(content, tmp_path, capsys):
+    measured = tmp_path / "measured.json"
+    if content is not None:
+        measured.write_text(content)
+    assert scale_plan.main([str(measured)]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {measured} is no file of scripts/benchmark.py: ") and said.count("\n") == 1
+
+
+def test_numbers_below_one_are_refused(tmp_path, capsys):
+    measured = tmp_path / "measured.json"
+    measured.write_text(json.dumps(MEASURED))
+    assert scale_plan.main([str(measured), "--envs", "0"]) == 2
+    assert "are above 0" in capsys.readouterr().err
