@@ -331,8 +331,12 @@ def _check_processes(config: Config) -> None:
             f"--process_id {c.process_id} is out of range: with --num_processes {c.num_processes} at most "
             f"{c.num_processes - 1}"
         )
-    if c.coordinator_address not in (None, AUTO) and not re.fullmatch(r".+:\d+", c.coordinator_address):
-        raise ConfigError(f"--coordinator_address {c.coordinator_address!r} is neither HOST:PORT nor {AUTO}")
+    if c.coordinator_address not in (None, AUTO):
+        address = re.fullmatch(r".+:(\d+)", c.coordinator_address)
+        if address is None or int(address[1]) > 65535:
+            raise ConfigError(
+                f"--coordinator_address {c.coordinator_address!r} is neither HOST:PORT (a port up to 65535) nor {AUTO}"
+            )
 
 
 # Schedule.

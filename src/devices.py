@@ -151,8 +151,8 @@ def find_coordinator(address: str, seconds: float = 300.0) -> None:
         try:
             socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
             return
-        except (OSError, OverflowError) as error:
-            if isinstance(error, (socket.gaierror, OverflowError)) or time.monotonic() > deadline:
+        except OSError as error:
+            if isinstance(error, socket.gaierror) or time.monotonic() > deadline:
                 raise ConfigError(f"--coordinator_address {address}: process 0 does not answer: {error}") from None
         time.sleep(0.2)
 

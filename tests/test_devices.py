@@ -212,7 +212,7 @@ def test_processes_that_see_different_checkpoints_are_refused(tmp_path, address)
 
 @pytest.mark.parametrize(
     ("host", "port", "reason"),
-    [("127.0.0.1", 9, "refused"), ("nobody.invalid", 80, "."), ("127.0.0.1", 99999, "65535")],
+    [("127.0.0.1", 9, "refused"), ("nobody.invalid", 80, ".")],
 )
 def test_a_process_that_finds_no_first_process_is_refused_in_one_line(monkeypatch, host, port, reason):
     monkeypatch.setattr(devices, "find_coordinator", functools.partial(devices.find_coordinator, seconds=0.1))

@@ -440,7 +440,7 @@ RANGES = [
     ("num_devices", [-1, 2**31], [0, 1]),
     ("num_processes", [0, 2], [1]),  # 2: no --coordinator_address
     ("process_id", [-1, 1], [0]),
-    ("coordinator_address", ["host", "host:", ":"], ["auto", "host:1234", "127.0.0.1:80"]),
+    ("coordinator_address", ["host", "host:", ":", "host:99999"], ["auto", "host:1234", "127.0.0.1:80"]),
     ("num_timesteps", [0, -5, 39, 2**54], [40, 41]),  # 39: the prefill takes 2 unrolls of 4 * 5
     ("num_evals", [0, 100_001], [1, 2, 100_000]),
     ("num_eval_envs", [0, 2**31], [1]),
