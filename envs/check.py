@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from envs import ENVS, make_env
-from envs.base import EnvState, GoalEnv
+from envs.base import BACKENDS, EnvState, GoalEnv, unknown
 from envs.wrappers import VectorEnv
 from utils import Config
 
@@ -249,6 +249,9 @@ def main(args: list[str]) -> int:
         return 0
     if options.all == bool(options.name):
         print("error: give one environment's name, or --all, or --table", file=sys.stderr)
+        return 2
+    if options.all and options.backend not in (None, *BACKENDS):
+        print(f"error: {unknown('backend', options.backend, BACKENDS)}", file=sys.stderr)
         return 2
     if not all(2 <= number <= MOST for number in (options.num_envs, options.num_steps)):
         print(f"error: --num_envs and --num_steps are 2 to {MOST:,}", file=sys.stderr)

@@ -14,8 +14,9 @@ import numpy as np
 
 from envs.base import apply_physics, collide, find, unknown
 
-# 1 wall, 0 free, R start, G goal, B ball (the three are free too). Row i, column j is the cell centred at x = i, y = j
-# times the cell size. A new maze is a table here and a line in the registry.
+MARKS = {"R": "start", "G": "goal", "B": "ball"}
+# 1 is a wall, 0 is free, and so is a cell with a mark. Row i, column j is the cell centred at x = i, y = j times the
+# cell size. A new maze is a table here and a line in the registry.
 LAYOUTS = {
     "u_maze": """
         1 1 1 1 1
@@ -86,9 +87,6 @@ WALLS_A_BODY = 3
 BELOW_GROUND = -100.0
 
 
-MARKS = {"R": "start", "G": "goal", "B": "ball"}
-
-
 def read_layout(name: str, needed: str = "RG") -> np.ndarray:
     """(rows, columns) the characters of a layout.
 
@@ -102,10 +100,10 @@ def read_layout(name: str, needed: str = "RG") -> np.ndarray:
     if len(set(widths)) > 1:
         raise ValueError(f"maze layout {name!r} has rows of different lengths: {widths}")
     cells = {cell for row in rows for cell in row}
-    if cells - set("10RGB"):
-        raise ValueError(
-            f"maze layout {name!r} has {sorted(cells - set('10RGB'))}: use 1 wall, 0 free, R start, G goal, B ball"
-        )
+    strange = sorted(cells - {"1", "0", *MARKS})
+    if strange:
+        marks = ", ".join(f"{cell} {meaning}" for cell, meaning in MARKS.items())
+        raise ValueError(f"maze layout {name!r} has {strange}: use 1 wall, 0 free, {marks}")
     for cell in needed:
         if cell not in cells:
             raise ValueError(f"maze layout {name!r} has no {MARKS[cell]}: mark at least one cell {cell}")

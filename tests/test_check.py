@@ -119,7 +119,14 @@ def test_command_fails_with_the_check(capsys):
 
 @pytest.mark.parametrize(
     "args",
-    [["humanoids"], ["ant", "--backend", "warp"], [], ["ant", "--all"], ["ant", "--num_envs", "99999999999"]],
+    [
+        ["humanoids"],
+        ["ant", "--backend", "warp"],
+        [],
+        ["ant", "--all"],
+        ["ant", "--num_envs", "99999999999"],
+        ["--all", "--backend", "warp"],
+    ],
 )
 def test_bad_input_is_one_line(args, capsys):
     assert main(args) == 2

@@ -43,9 +43,15 @@ def compare(layout: str, backend: str, count: int, steps: int) -> types.SimpleNa
     rng = np.random.default_rng(0)
     q, qd = starts_near_walls(env, count, rng)
     actions = rng.uniform(-1, 1, (steps, count, 8))
+    return compare_walls(env, full_env, q, qd, actions, moved=(0,))
+
+
+def compare_walls(env, full_env, q, qd, actions, moved) -> types.SimpleNamespace:
+    """The joint positions (steps, count, ...) among moving walls, full walls and no walls; `moved` are the x in q."""
+    count = len(q)
     full = roll(full_env, q, qd, np.zeros((count, 2)), actions).pipeline_state.q
     # Twice in one program: in the maze, and beyond it, where there are no walls.
-    shift = np.where(np.arange(15) == 0, 64.0, 0.0)
+    shift = np.where(np.isin(np.arange(q.shape[1]), moved), 64.0, 0.0)
     twice = (np.concatenate([q, q + shift]), np.tile(qd, (2, 1)), np.zeros((2 * count, 2)), np.tile(actions, (1, 2, 1)))
     moving, free = np.split(np.array(roll(env, *twice).pipeline_state.q), 2, axis=1)
     return types.SimpleNamespace(moving=moving, full=np.array(full), free=free - shift)
@@ -242,11 +248,7 @@ def compare_with_ball(backend: str, count: int, steps: int) -> types.SimpleNames
     q[:, 15:] = cells[1] + rng.uniform(-1.9, 1.9, (count, 2))
     qd[:, 14:] = rng.normal(0, 3, (count, 2))
     actions = rng.uniform(-1, 1, (steps, count, 8))
-    full = roll(ball_maze(backend=backend, full_walls=True), q, qd, np.zeros((count, 2)), actions).pipeline_state.q
-    shift = np.where(np.isin(np.arange(17), (0, 15)), 64.0, 0.0)
-    twice = (np.concatenate([q, q + shift]), np.tile(qd, (2, 1)), np.zeros((2 * count, 2)), np.tile(actions, (1, 2, 1)))
-    moving, free = np.split(np.array(roll(env, *twice).pipeline_state.q), 2, axis=1)
-    return types.SimpleNamespace(moving=moving, full=np.array(full), free=free - shift)
+    return compare_walls(env, ball_maze(backend=backend, full_walls=True), q, qd, actions, moved=(0, 15))
 
 
 @pytest.mark.parametrize(
