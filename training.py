@@ -43,6 +43,7 @@ def main(args: list[str]) -> int:
         try:
             config = parse_config(args)
             check_sweep(config)
+            devices.spread_over_cores(config)
             devices.join(config)
             batches = seed_batches(config)
         except ValueError as error:  # ConfigError, and what the environments refuse

@@ -76,6 +76,7 @@ def main(args: list[str]) -> int:
         if config.sweep and not config.out:
             raise ConfigError("--sweep needs --out, the JSON file beside which table and plot are put")
         points = sweep_points(config) if config.sweep else [config]
+        devices.spread_over_cores(config)
         for point in points:
             train.make_program(point, derive_schedule(point))
     except ValueError as error:

@@ -196,8 +196,10 @@ def critic_loss(
 def with_other_goals(share: float, *per_goal: jax.Array) -> list[jax.Array]:
     """Gives the first `share` of the rows of each (B, ...) array, one at least if it is not 0, the next row's value;
     rows come in random order."""
+    if not share:
+        return list(per_goal)
     size = per_goal[0].shape[0]
-    swapped = jnp.arange(size) < max(round(share * size), share > 0)
+    swapped = jnp.arange(size) < max(round(share * size), 1)
     return [jnp.where(swapped[:, None], jnp.roll(value, -1, axis=0), value) for value in per_goal]
 
 

@@ -5,6 +5,7 @@ the replay's columns and the batch of each seed are split. Parameters are whole 
 is said by the shardings of a few arrays; the program is the same on one device and on many.
 """
 
+import contextlib
 import functools
 import math
 import os
@@ -33,6 +34,23 @@ _PIECE_BYTES = 64 * 2**20
 def count(config: Config) -> int:
     """How many devices a run uses."""
     return config.num_devices or jax.device_count()
+
+
+def spread_over_cores(config: Config) -> None:
+    """Makes each of several cores a device of its own, should the seeds come to a CPU: as many as divide them evenly.
+
+    JAX by itself makes one device of all cores, whose threads gain little inside operations of a learner's size. Left
+    as it is where the user has said how many devices there are, and in a process that has already used JAX.
+    """
+    counted = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    if counted or jax.config.jax_num_cpu_devices > 0 or config.num_devices or config.coordinator_address:
+        return
+    together = math.gcd(config.num_seeds, config.seed_batch)  # a --seed_batch of 0 leaves all seeds
+    num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    count = max(n for n in range(1, min(together, num_cores) + 1) if together % n == 0)
+    if count > 1:
+        with contextlib.suppress(RuntimeError):  # JAX is in use
+            jax.config.update("jax_num_cpu_devices", count)
 
 
 def make_mesh(config: Config) -> Mesh:

@@ -24,7 +24,8 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 @pytest.fixture(autouse=True)
 def _keep_jax_config(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In-process calls of `training.main` must not undo the cache's settings above."""
+    """In-process calls of `training.main` must undo neither the cache's settings above nor the number of devices."""
+    jax.devices()  # once in use, JAX keeps its devices
     monkeypatch.setattr(training, "enable_compilation_cache", lambda: os.environ["JAX_COMPILATION_CACHE_DIR"])
 
 

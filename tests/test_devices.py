@@ -133,6 +133,43 @@ def test_seeds_are_spread_first(num_seeds, num_devices, shape):
     assert mesh_shape(num_seeds, num_devices) == shape
 
 
+@pytest.mark.parametrize(
+    ("changes", "cores", "count"),
+    [
+        ({"num_seeds": 4}, 2, 2),
+        ({"num_seeds": 4}, 64, 4),
+        ({"num_seeds": 6}, 4, 3),
+        ({"num_seeds": 8, "seed_batch": 2}, 4, 2),
+        ({"num_seeds": 4, "seed_batch": 3}, 4, None),
+        ({"num_seeds": 5}, 4, None),
+        ({"num_seeds": 1}, 4, None),
+        ({"num_seeds": 4, "num_devices": 1}, 4, None),
+        ({"num_seeds": 4, "coordinator_address": "localhost:1"}, 4, None),
+    ],
+)
+def test_seeds_get_cores_of_their_own_as_devices(monkeypatch, changes, cores, count):
+    made = {}
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    monkeypatch.setattr(devices.os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
+    monkeypatch.setattr(devices.jax.config, "update", made.__setitem__)
+    devices.spread_over_cores(dataclasses.replace(DIVISIBLE, **changes))
+    assert made == ({"jax_num_cpu_devices": count} if count else {})
+
+
+def test_a_number_of_devices_that_the_user_has_set_stands():
+    config = dataclasses.replace(DIVISIBLE, num_seeds=4)
+    assert " of 4 seeds on each" not in finish(on_devices(config, 1, "--dry_run"))
+    assert "2 x 1, 2 of 4 seeds on each" in finish(on_devices(config, 2, "--dry_run"))
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core has no seeds to share out")
+def test_two_seeds_are_on_two_cores_unasked(tmp_path):
+    config = dataclasses.replace(DIVISIBLE, num_seeds=2, output_dir=str(tmp_path))
+    quiet = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    output = finish(start_process(config, "--dry_run", env=quiet | {"JAX_PLATFORMS": "cpu"}))
+    assert "2 x 1, 1 of 2 seeds on each" in output
+
+
 # Several processes.
 
 
