@@ -29,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs 
 
 from src import devices, replay_buffer, train
 from src.command_line import ConfigError, parse
+from src.devices import SEEDS
 from src.plan import planned_bytes
 from utils import Config, check_config, derive_schedule, write_text
 
@@ -109,14 +110,17 @@ def build(program: train.Program, config: BenchmarkConfig) -> tuple[dict[str, tu
     """
 
     def over_seeds(function: Callable, axes: Any = 0) -> Callable:
-        return jax.vmap(function, axes) if config.num_seeds > 1 else function
+        return jax.vmap(function, axes, spmd_axis_name=SEEDS) if several_seeds else function
 
-    keys = jax.random.split(jax.random.key(config.seed), config.num_seeds)
-    keys = keys if config.num_seeds > 1 else keys[0]
-    train_state, totals = jax.jit(over_seeds(functools.partial(train.start, program)))(keys)
-    train_state = jax.jit(over_seeds(functools.partial(prefilled, program)), donate_argnums=0)(train_state)
+    several_seeds = config.num_seeds > 1
+    shardings, everywhere = train.state_shardings(program, several_seeds), devices.sharding(program.mesh)
+    begin, keys, _ = train.beginning(program, range(config.seed, config.seed + config.num_seeds))
+    train_state, totals = begin(keys)
+    prefill = over_seeds(functools.partial(prefilled, program))
+    train_state = jax.jit(prefill, donate_argnums=0, out_shardings=shardings)(train_state)
     live = {"state": train_state, "totals": totals}  # the training step writes its state in place, as in training
-    pairs = jax.jit(over_seeds(functools.partial(train.sample_pairs, program)))(train_state.buffer_state, keys)
+    draw = over_seeds(functools.partial(train.sample_pairs, program))
+    pairs = jax.jit(draw, out_shardings=shardings.key)(train_state.buffer_state, keys)
     shape = (config.updates, config.batch_size)
     pairs = jax.tree.map(over_seeds(lambda rows: jnp.resize(rows, shape)), pairs)
     matrix = jax.random.normal(jax.random.key(0), (MATMUL_SIZE, MATMUL_SIZE))
@@ -142,7 +146,8 @@ def build(program: train.Program, config: BenchmarkConfig) -> tuple[dict[str, tu
     for name, (function, arguments) in functions.items():
         started = time.monotonic()
         donated = (0, 1) if name == "training step" else ()
-        compiled = jax.jit(function, donate_argnums=donated).lower(*arguments()).compile()
+        placed = {"out_shardings": (shardings, everywhere)} if donated else {}
+        compiled = jax.jit(function, donate_argnums=donated, **placed).lower(*arguments()).compile()
         compile_seconds[name] = time.monotonic() - started
         parts[name] = (functools.partial(call, compiled, arguments, live if donated else None), compiled)
     return parts, compile_seconds
@@ -205,14 +210,17 @@ def report(program: train.Program, config: BenchmarkConfig, parts: dict, seconds
     matmul_rate = 2 * MATMUL_SIZE**3 / seconds["matmul"]
     layer_rate = LAYER_PRODUCTS * 2 * config.batch_size * config.h_dim**2 / seconds["layer"]
     update_seconds = seconds["update"] / config.updates
-    # The compiler counts the body of a loop once, so this is one update.
-    update_flop = parts["update"][1].cost_analysis()["flops"]
+    # The compiler counts the body of a loop once, so this is one update, of one device. Those of a CPU share its cores,
+    # all of which the product has.
+    sharing = devices.count(config) if jax.default_backend() == "cpu" else 1
+    update_flop = sharing * parts["update"][1].cost_analysis()["flops"]
     memory = parts["training step"][1].memory_analysis()
     ring = functools.partial(train.empty_replay, program)
     seeds = config.num_seeds
     env_steps = seeds * config.num_envs * config.unroll_length * config.action_repeat
     pairs = seeds * schedule.updates_per_training_step * config.batch_size
     replay = seeds * sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(jax.eval_shape(ring)))
+    replay /= devices.count(config)  # memory is that of one device
     peak = memory.argument_size_in_bytes + memory.temp_size_in_bytes
     return {
         "device": f"{jax.devices()[0].device_kind} x {devices.count(config)}, {os.cpu_count()} x {platform.machine()}",
