@@ -210,10 +210,8 @@ def report(program: train.Program, config: BenchmarkConfig, parts: dict, seconds
     matmul_rate = 2 * MATMUL_SIZE**3 / seconds["matmul"]
     layer_rate = LAYER_PRODUCTS * 2 * config.batch_size * config.h_dim**2 / seconds["layer"]
     update_seconds = seconds["update"] / config.updates
-    # The compiler counts the body of a loop once, so this is one update, of one device. Those of a CPU share its cores,
-    # all of which the product has.
-    sharing = devices.count(config) if jax.default_backend() == "cpu" else 1
-    update_flop = sharing * parts["update"][1].cost_analysis()["flops"]
+    # The compiler counts the body of a loop once, so this is one update: one device's part, as in the products.
+    update_flop = parts["update"][1].cost_analysis()["flops"]
     memory = parts["training step"][1].memory_analysis()
     ring = functools.partial(train.empty_replay, program)
     seeds = config.num_seeds
