@@ -159,7 +159,6 @@ def test_seeds_get_cores_of_their_own_as_devices(monkeypatch, changes, cores, co
 def test_a_number_of_devices_that_the_user_has_set_stands():
     config = dataclasses.replace(DIVISIBLE, num_seeds=4)
     assert " of 4 seeds on each" not in finish(on_devices(config, 1, "--dry_run"))
-    assert "2 x 1, 2 of 4 seeds on each" in finish(on_devices(config, 2, "--dry_run"))
 
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core has no seeds to share out")
