@@ -29,7 +29,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs 
 
 from src import devices, replay_buffer, train
 from src.command_line import ConfigError, parse
-from src.devices import SEEDS
 from src.plan import planned_bytes
 from utils import Config, check_config, derive_schedule, write_text
 
@@ -108,11 +107,8 @@ def build(program: train.Program, config: BenchmarkConfig) -> tuple[dict[str, tu
 
     Returns name -> (a call that waits for its result, the compiled program), and name -> seconds of compilation.
     """
-
-    def over_seeds(function: Callable, axes: Any = 0) -> Callable:
-        return jax.vmap(function, axes, spmd_axis_name=SEEDS) if several_seeds else function
-
     several_seeds = config.num_seeds > 1
+    over_seeds = functools.partial(train.over_seeds, several_seeds=several_seeds)
     shardings, everywhere = train.state_shardings(program, several_seeds), devices.sharding(program.mesh)
     begin, keys, _ = train.beginning(program, range(config.seed, config.seed + config.num_seeds))
     train_state, totals = begin(keys)
@@ -134,11 +130,11 @@ def build(program: train.Program, config: BenchmarkConfig) -> tuple[dict[str, tu
         "env": (over_seeds(of(random_steps, program)), lambda: (live["state"],)),
         "sampler": (over_seeds(of(train.sample_pairs, program)), lambda: (live["state"].buffer_state, keys)),
         "update": (
-            over_seeds(of(train.learn, program), (0, 0, None, 0, 0)),
+            over_seeds(of(train.learn, program), seed_axes=(0, 0, None, 0, 0)),
             lambda: (live["state"], pairs, updates, live["totals"], keys),
         ),
         "training step": (
-            over_seeds(of(train.train_chunk, program), (0, 0, None, None)),
+            over_seeds(of(train.train_chunk, program), seed_axes=(0, 0, None, None)),
             lambda: (live["state"], live["totals"], one, scheduled),
         ),
     }

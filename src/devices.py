@@ -46,11 +46,15 @@ def spread_over_cores(config: Config) -> None:
     if counted or jax.config.jax_num_cpu_devices > 0 or config.num_devices or config.coordinator_address:
         return
     together = math.gcd(config.num_seeds, config.seed_batch)  # a --seed_batch of 0 leaves all seeds
-    num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    count = max(n for n in range(1, min(together, num_cores) + 1) if together % n == 0)
+    count = max(n for n in range(1, min(together, num_cores()) + 1) if together % n == 0)
     if count > 1:
         with contextlib.suppress(RuntimeError):  # JAX is in use
             jax.config.update("jax_num_cpu_devices", count)
+
+
+def num_cores() -> int:
+    """Cores that this process may use; all of the machine's where the system does not say."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def make_mesh(config: Config) -> Mesh:

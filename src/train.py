@@ -240,6 +240,11 @@ def state_shardings(program: Program, several_seeds: bool) -> TrainState:
     )
 
 
+def over_seeds(function: Callable, several_seeds: bool, seed_axes: Any = 0) -> Callable:
+    """The function of one seed for all of them, spread over the devices; itself if there is one seed only."""
+    return jax.vmap(function, seed_axes, spmd_axis_name=SEEDS) if several_seeds else function
+
+
 def start(program: Program, key: jax.Array) -> tuple[TrainState, dict[str, jax.Array]]:
     """The state before the first step, and the metric sums of the first epoch."""
     train_state = init(program, key)
@@ -286,8 +291,7 @@ def compile_program(
     state_and_totals = (state_shardings(program, several_seeds), everywhere)
 
     def lower(function: Callable, seed_axes: tuple, donate: tuple[int, ...], out_shardings: Any, *args) -> Any:
-        function = functools.partial(function, program)
-        function = jax.vmap(function, seed_axes, spmd_axis_name=SEEDS) if several_seeds else function
+        function = over_seeds(functools.partial(function, program), several_seeds, seed_axes)
         return jax.jit(function, donate_argnums=donate, out_shardings=out_shardings).lower(*args)
 
     announce("compiling training and evaluation ...")
@@ -392,8 +396,7 @@ def beginning(program: Program, seeds: Sequence[int]) -> tuple[Callable, jax.Arr
         return (keys[:, 0], keys[:, 1]) if several_seeds else (keys[0, 0], keys[0, 1])
 
     start_keys, eval_keys = jax.jit(split, out_shardings=shardings.key)(np.asarray(seeds))
-    begin = functools.partial(start, program)
-    begin = jax.vmap(begin, spmd_axis_name=SEEDS) if several_seeds else begin
+    begin = over_seeds(functools.partial(start, program), several_seeds)
     return jax.jit(begin, out_shardings=(shardings, devices.sharding(program.mesh))), start_keys, eval_keys
 
 

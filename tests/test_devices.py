@@ -150,7 +150,7 @@ def test_seeds_are_spread_first(num_seeds, num_devices, shape):
 def test_seeds_get_cores_of_their_own_as_devices(monkeypatch, changes, cores, count):
     made = {}
     monkeypatch.delenv("XLA_FLAGS", raising=False)
-    monkeypatch.setattr(devices.os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
+    monkeypatch.setattr(devices, "num_cores", lambda: cores)
     monkeypatch.setattr(devices.jax.config, "update", made.__setitem__)
     devices.spread_over_cores(dataclasses.replace(DIVISIBLE, **changes))
     assert made == ({"jax_num_cpu_devices": count} if count else {})
@@ -161,7 +161,7 @@ def test_a_number_of_devices_that_the_user_has_set_stands():
     assert " of 4 seeds on each" not in finish(on_devices(config, 1, "--dry_run"))
 
 
-@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core has no seeds to share out")
+@pytest.mark.skipif(devices.num_cores() < 2, reason="one core has no seeds to share out")
 def test_two_seeds_are_on_two_cores_unasked(tmp_path):
     config = dataclasses.replace(DIVISIBLE, num_seeds=2, output_dir=str(tmp_path))
     quiet = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
