@@ -19,10 +19,11 @@ from envs import make_env
 from src import devices
 from src.checkpoint import PARAMS_FILE, CheckpointWriter, host_arrays
 from src.loggers import check_sweep
-from src.plan import describe_plan, seeds_that_fit, smaller_plans
+from src.loop import Moment, RunState, run
+from src.plan import describe_plan, measure, seeds_that_fit, smaller_plans
+from src.program import Program, make_program
 from src.run_folder import Checkpoint, SeedRun, find_checkpoints, load_run_state, lock, seed_configs, trained_together
 from src.showcase import Showcase
-from src.train import Moment, Program, RunState, make_program, run
 from utils import (
     NEWEST,
     Config,
@@ -78,10 +79,11 @@ def seed_batches(config: Config) -> list[Config]:
             f"with all, or --num_seeds {size}"
         )
     if config.num_seeds > 1 and not (config.seed_batch or resumed or named):
-        sizes, memory = make_env(config.env_name, config.backend).sizes, devices.memory_per_device()
+        costs = measure(config, make_env(config.env_name, config.backend))
+        memory = devices.memory_per_device()
         if memory and config.checkpoint_replay and jax.default_backend() == "cpu":
             memory //= 2  # for the copy of the replay that a checkpoint is written from
-        size = seeds_that_fit(config, sizes, devices.count(config), memory)
+        size = seeds_that_fit(config, costs, devices.count(config), memory)
     end = config.seed + config.num_seeds
     batches = [
         dataclasses.replace(config, seed=first, num_seeds=min(size, end - first))
@@ -134,8 +136,8 @@ def train_batch(config: Config, again: str | None, interruption: "Interruption")
 
 def out_of_memory(config: Config, error: Exception) -> str:
     """The line that says what to lower, and by how much."""
-    sizes = make_env(config.env_name, config.backend).sizes
-    lower = smaller_plans(config, sizes, devices.count(config), devices.memory_per_device())
+    costs = measure(config, make_env(config.env_name, config.backend))
+    lower = smaller_plans(config, costs, devices.count(config), devices.memory_per_device())
     reason = next(iter(str(error).splitlines()), type(error).__name__)
     return f"error: out of memory; {lower} ({reason})"
 
@@ -163,7 +165,10 @@ def prepare(config: Config, locks: contextlib.ExitStack) -> Task | None:
         return None
     left_out = config.num_seeds - len(checkpoints) if checkpoints else 0
     program = make_program(dataclasses.replace(config, num_seeds=config.num_seeds - left_out), schedule)
-    print(describe_plan(program.config, schedule, program.env.env.sizes, program.mesh.devices.shape), flush=True)
+    print(
+        describe_plan(program.config, schedule, measure(program.config, program.env.env), program.mesh.devices.shape),
+        flush=True,
+    )
     if config.dry_run:
         return None
     if config.resume and not checkpoints:

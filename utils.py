@@ -122,6 +122,26 @@ class Config:
     """Hidden layers."""
     repr_dim: int = 64
     """Size of the representations."""
+    actor_n_hidden: int = 0
+    """Hidden layers of the actor; 0: `n_hidden`."""
+    critic_n_hidden: int = 0
+    """Hidden layers of each encoder of the critic; 0: `n_hidden`."""
+    actor_h_dim: int = 0
+    """Width of the actor; 0: `h_dim`."""
+    critic_h_dim: int = 0
+    """Width of the critic; 0: `h_dim`."""
+    algorithm: str = "crl"
+    """Algorithm."""
+    action_chunk: int = 1
+    """Actions that the policy plans at once and carries out without looking."""
+    num_critics: int = 1
+    """Critics."""
+    critic: str = "two_encoders"
+    """Form of the critic."""
+    goal_rule: str = "geometric"
+    """Goal rule."""
+    goal_proposal: str = "env"
+    """Goal proposal."""
     use_ln: bool = False
     """LayerNorm in actor and both encoders."""
     normalize_observations: bool = False

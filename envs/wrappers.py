@@ -1,9 +1,20 @@
 """N environments side by side: vectorised steps, the episode's end, trajectory ids, fresh starts and goals."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
 from envs.base import EnvState, GoalEnv
+
+
+def choose(which: jax.Array, new: Any, old: Any) -> Any:
+    """Leaf by leaf (N, ...) of two trees, `new` where `which` (N,) is true, else `old`."""
+
+    def select(new, old):
+        return jnp.where(which.reshape(which.shape + (1,) * (old.ndim - which.ndim)), new, old)
+
+    return jax.tree.map(select, new, old)
 
 
 class VectorEnv:
@@ -26,9 +37,10 @@ class VectorEnv:
         self.action_repeat = action_repeat
         self.sharding = sharding
 
-    def reset(self, key: jax.Array, num_envs: int) -> EnvState:
-        """N new episodes, each with its own start and goal."""
-        env_state = jax.vmap(self.env.reset)(jax.random.split(key, num_envs))
+    def reset(self, key: jax.Array, num_envs: int, goals: jax.Array | None = None) -> EnvState:
+        """N new episodes, each with its own start and goal; `goals` (N, goal_dim) commands these."""
+        keys = jax.random.split(key, num_envs)
+        env_state = jax.vmap(self.env.reset)(keys) if goals is None else jax.vmap(self.env.reset)(keys, goals)
         return jax.lax.with_sharding_constraint(env_state, self.sharding) if self.sharding else env_state
 
     def step(self, env_state: EnvState, action: jax.Array) -> EnvState:
@@ -86,10 +98,4 @@ class VectorEnv:
 
     def begin(self, env_state: EnvState, fresh: EnvState) -> EnvState:
         """Replaces the envs whose episode has ended by those of `fresh`, counting the new trajectory."""
-        ended = env_state.done > 0
-
-        def select(new, old):
-            return jnp.where(ended.reshape(ended.shape + (1,) * (old.ndim - 1)), new, old)
-
-        fresh = fresh.replace(traj_id=env_state.traj_id + 1)
-        return jax.tree.map(select, fresh, env_state)
+        return choose(env_state.done > 0, fresh.replace(traj_id=env_state.traj_id + 1), env_state)

@@ -10,8 +10,8 @@ import tyro
 
 import training
 from src.command_line import parse
-from src.run_folder import PARAMS_FILES, load_trained
-from src.train import Program
+from src.policy import PARAMS_FILES, load_trained
+from src.program import Program
 
 
 @dataclasses.dataclass(frozen=True)

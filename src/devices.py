@@ -1,8 +1,8 @@
 """Many devices: which of them holds what, and what the processes of a run on several hosts tell each other.
 
-The devices form a mesh of two axes: `SEEDS`, over which the seeds are spread, and `ENVS`, over which the environments,
-the replay's columns and the batch of each seed are split. Parameters are whole on every device of their seed. All of it
-is said by the shardings of a few arrays; the program is the same on one device and on many.
+The devices form a mesh of two axes: `SEED_AXIS`, over which the seeds are spread, and `ENV_AXIS`, over which the
+environments, the replay's columns and the batch of each seed are split. Parameters are whole on every device of their
+seed. All of it is said by the shardings of a few arrays; the program is the same on one device and on many.
 """
 
 import contextlib
@@ -23,10 +23,11 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from src.command_line import ConfigError
-from src.plan import DIVIDED_FLAGS, mesh_shape
 from utils import AUTO, Config
 
-SEEDS, ENVS = "seeds", "envs"
+SEED_AXIS, ENV_AXIS = "seeds", "envs"
+# What the devices of one seed share out evenly.
+DIVIDED_FLAGS = ("num_envs", "batch_size", "num_eval_envs")
 # Arrays that several processes hold are collected in pieces of this size, so that none needs the whole on its device.
 _PIECE_BYTES = 64 * 2**20
 
@@ -57,6 +58,12 @@ def num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def mesh_shape(num_seeds: int, num_devices: int) -> tuple[int, int]:
+    """Groups of devices that the seeds are spread over, and devices in a group, which share the envs of each seed."""
+    groups = math.gcd(num_seeds, num_devices)
+    return groups, num_devices // groups
+
+
 def make_mesh(config: Config) -> Mesh:
     """The devices of a run.
 
@@ -71,7 +78,7 @@ def make_mesh(config: Config) -> Mesh:
     for flag in DIVIDED_FLAGS:
         _require_divisible(config, flag, num_devices)
     shape = mesh_shape(config.num_seeds, num_devices)
-    return Mesh(np.array(devices[:num_devices]).reshape(shape), (SEEDS, ENVS))
+    return Mesh(np.array(devices[:num_devices]).reshape(shape), (SEED_AXIS, ENV_AXIS))
 
 
 def _require_divisible(config: Config, flag: str, num_devices: int) -> None:

@@ -20,13 +20,14 @@ from src.checkpoint import (
     host_arrays,
     learned_arrays,
     list_checkpoints,
-    load_params,
     read_arrays,
     read_manifest,
     save_params,
 )
 from src.loggers import TensorBoardLogger, WandbLogger
-from src.train import Position, Program, RunState, beginning, beside_training, empty_replay, make_program
+from src.loop import Position, RunState, make_init
+from src.program import Program
+from src.train import empty_replay
 from utils import (
     NEWEST,
     Config,
@@ -35,7 +36,6 @@ from utils import (
     Logger,
     Schedule,
     command_line,
-    derive_schedule,
     make_run_dir,
     read_config,
     read_rows,
@@ -165,8 +165,8 @@ def load_run_state(program: Program, checkpoints: list[Checkpoint]) -> RunState:
         stored.append(arrays)
     several = len(checkpoints) > 1
     arrays = {name: np.stack([each[name] for each in stored]) for name in stored[0]} if several else stored[0]
-    begin, start_keys, _ = beginning(program, [checkpoint.config.seed for checkpoint in checkpoints])
-    train_state, totals = jax.eval_shape(begin, start_keys)
+    init, start_keys, _ = make_init(program, [checkpoint.config.seed for checkpoint in checkpoints])
+    train_state, totals = jax.eval_shape(init, start_keys)
     try:
         state = device_tree(arrays, {"train_state": train_state, "totals": totals})
     except ValueError as error:
@@ -190,32 +190,6 @@ def lock(run_dir: Path) -> IO:
             raise ConfigError(f"cannot lock {run_dir}: {error.strerror}") from None
         on_failure.pop_all()
     return file
-
-
-# What a run has learned, for the programs that look at it.
-
-PARAMS_FILES = {"last": PARAMS_FILE, "best": BEST_PARAMS_FILE}
-
-
-def load_trained(run_dir: Path, params: str = "last", eval_env: str | None = None) -> tuple[Program, Any]:
-    """The program of a run folder and its agent state, the optimiser's numbers left out.
-
-    Args:
-      params: which policy, a key of `PARAMS_FILES`.
-      eval_env: the environment to evaluate on instead of the run's own.
-
-    Raises:
-      ValueError: no run folder, no policy in it, or an environment that does not exist or does not fit.
-    """
-    config = read_config(run_dir)
-    # One device is enough, and the run's sizes need not divide among those that happen to be here.
-    config = dataclasses.replace(config, eval_env=eval_env or config.eval_env, num_devices=1)
-    path = run_dir / PARAMS_FILES[params]
-    if not path.exists():
-        raise ConfigError(f"{run_dir} holds no policy: no {path.name}, which the first evaluation leaves")
-    program = make_program(config, derive_schedule(config))
-    agent_state = load_params(path, jax.eval_shape(program.algorithm.init, jax.random.key(0)))
-    return beside_training(program), agent_state.replace(opt_state=None)
 
 
 # Running.

@@ -1,0 +1,68 @@
+"""Critics f(s, a, g) as parts, and what makes several of one (`CRITICS`, `ensemble`).
+
+Shapes: B batch, D representation, K critics of an ensemble.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from src.losses import ENERGY_FNS, pairwise_energy
+from src.networks import Encoder, make_trunk
+from utils import Config
+
+
+class Critic(NamedTuple):
+    """A critic as pure functions of its parameters.
+
+    Attributes:
+      init: keys (2,), one for each encoder -> parameters.
+      phi: parameters, state, action -> representation (..., D).
+      psi: parameters, goal -> representation (..., D).
+      energy: phi, psi -> (...), row by row; of an ensemble the least.
+      table: phi, psi of (B, D) -> (B, B), every row with every goal; of an ensemble (K, B, B).
+    """
+
+    init: Callable[[jax.Array], Any]
+    phi: Callable[[Any, jax.Array, jax.Array], jax.Array]
+    psi: Callable[[Any, jax.Array], jax.Array]
+    energy: Callable[[jax.Array, jax.Array], jax.Array]
+    table: Callable[[jax.Array, jax.Array], jax.Array]
+
+
+def two_encoders(config: Config, state_dim: int, action_size: int, goal_dim: int) -> Critic:
+    """An encoder of state and action, one of the goal, and the energy between them."""
+    sa_encoder, g_encoder = (Encoder(make_trunk(config, "critic"), config.repr_dim) for _ in range(2))
+
+    def init(keys: jax.Array) -> dict[str, Any]:
+        return {
+            "sa_encoder": sa_encoder.init(keys[0], jnp.zeros((1, state_dim)), jnp.zeros((1, action_size))),
+            "g_encoder": g_encoder.init(keys[1], jnp.zeros((1, goal_dim))),
+        }
+
+    return Critic(
+        init=init,
+        phi=lambda params, state, action: sa_encoder.apply(params["sa_encoder"], state, action),
+        psi=lambda params, goal: g_encoder.apply(params["g_encoder"], goal),
+        energy=ENERGY_FNS[config.energy_fn],
+        table=partial(pairwise_energy, config.energy_fn),
+    )
+
+
+CRITICS: dict[str, Callable[..., Critic]] = {"two_encoders": two_encoders}
+
+
+def ensemble(critic: Critic, num_critics: int) -> Critic:
+    """K independent critics as one, every parameter and representation with a leading axis K; one is itself."""
+    if num_critics == 1:
+        return critic
+    return Critic(
+        init=lambda keys: jax.vmap(critic.init)(jax.vmap(partial(jax.random.split, num=num_critics))(keys).T),
+        phi=jax.vmap(critic.phi, (0, None, None)),
+        psi=jax.vmap(critic.psi, (0, None)),
+        energy=lambda phi, psi: jnp.min(jax.vmap(critic.energy)(phi, psi), axis=0),
+        table=jax.vmap(critic.table),
+    )
