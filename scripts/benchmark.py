@@ -232,7 +232,7 @@ def report(program: train.Program, config: BenchmarkConfig, parts: dict, seconds
         "training env steps/s": env_steps / seconds["training step"],
         "replay MiB": replay / 2**20,
         "peak MiB": peak / 2**20,
-        "planned MiB": planned_bytes(config, program.env.env.sizes, devices.count(config)) / 2**20,
+        "planned MiB": planned_bytes(config, measure(config, program.env.env), devices.count(config)) / 2**20,
         "training step temporaries, share of the replay": memory.temp_size_in_bytes / replay,
         "compile s": compile_seconds["training step"],
     }
