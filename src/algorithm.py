@@ -15,6 +15,8 @@ from flax import struct
 from envs.base import GoalEnv
 from utils import Config
 
+OffPolicyConfig = Config
+
 
 @struct.dataclass
 class Step:
