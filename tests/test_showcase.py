@@ -11,8 +11,8 @@ from drawing import DrawnProbe, drawn_run, needs_opengl
 from PIL import Image
 
 import training
+from src.loop import Position
 from src.showcase import Showcase
-from src.train import Position
 
 PICTURES = {"energy.png", "reached_goals.png", "critic.png"}
 
