@@ -1,9 +1,8 @@
-"""What the loop and an algorithm say to each other: a step as it happened, and what a policy remembers of an episode."""
+"""What the loop and an algorithm say to each other: a step as it happened, what a policy remembers of an episode."""
 
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import toy
