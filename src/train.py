@@ -219,7 +219,7 @@ def update(
     return program.algorithm.update(train_state.agent_state, batch, key)
 
 
-# What is compiled besides the start: a number of training steps, an evaluation.
+# What is compiled besides the start: a number of training steps, an evaluation, a look at the replay.
 
 
 def train_chunk(
@@ -243,6 +243,14 @@ def evaluation(program: Program, agent_state: Any, key: jax.Array, training_step
     config = program.config
     policy = policy_of(program.algorithm, agent_state, config.deterministic_eval)
     return evaluate(program.eval_env, policy, config.num_eval_envs, jax.random.fold_in(key, training_steps))
+
+
+def count_drawable(program: Program, buffer_state: replay_buffer.BufferState) -> jax.Array:
+    """() how many rows of the replay an update can be drawn from."""
+    algorithm = program.algorithm
+    if algorithm.drawable is None:
+        return buffer_state.size * program.config.num_envs
+    return algorithm.drawable(algorithm.index(buffer_state))
 
 
 def state_shardings(program: Program, several_seeds: bool) -> TrainState:

@@ -5,9 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from counts import GOAL_CHANCES, chi_square, exact_geometric
+from ring import CAPACITY, NUM_ENVS, UNROLL, Recorder
 
-from src import replay_buffer
-from src.algorithms.crl import Row
 from src.goals import GOAL_RULES, PROPOSALS
 
 DRAWS = 100_000
@@ -46,19 +45,13 @@ def test_the_ends_of_the_uniform_draw_stay_inside(name, u, num_future):
 
 # Commanded goals.
 
-CAPACITY, NUM_ENVS, UNROLL = 12, 3, 4
 
-
-def filled_ring(unrolls):
-    """A ring after so many unrolls, whose states spell env and step."""
-    state, action = jnp.zeros((NUM_ENVS, 3)), jnp.zeros((NUM_ENVS, 1))
-    ring = replay_buffer.init(CAPACITY, Row(state, action, jnp.zeros(NUM_ENVS, jnp.int32)))
-    for number in range(unrolls):
-        steps = jnp.broadcast_to(jnp.arange(UNROLL * number, UNROLL * (number + 1.0))[:, None], (UNROLL, NUM_ENVS))
-        env = jnp.broadcast_to(jnp.arange(NUM_ENVS, dtype=float), steps.shape)
-        rows = Row(jnp.stack([env, -env, steps], axis=-1), jnp.zeros((*steps.shape, 1)), steps.astype(jnp.int32) // 5)
-        ring = replay_buffer.insert(ring, rows)
-    return ring
+def ring_after(unrolls):
+    """A ring after so many unrolls, whose states spell (env, step, traj_id)."""
+    recorder = Recorder(mean_length=5)
+    for _ in range(unrolls):
+        recorder.add()
+    return recorder.buffer_state
 
 
 OWN = jnp.full((DRAWS, 2), -1.0)
@@ -67,7 +60,7 @@ OWN = jnp.full((DRAWS, 2), -1.0)
 @pytest.mark.parametrize("unrolls", [1, 2, 3, 5])
 def test_achieved_goals_are_those_of_stored_rows_each_equally_likely(unrolls):
     """Half full, just full, wrapped; the goal is (step, env)."""
-    goals = np.asarray(PROPOSALS["achieved"](jax.random.key(unrolls), filled_ring(unrolls), OWN, (2, 0)), int)
+    goals = np.asarray(PROPOSALS["achieved"](jax.random.key(unrolls), ring_after(unrolls), OWN, (1, 0)), int)
     newest, stored = UNROLL * unrolls, min(UNROLL * unrolls, CAPACITY)
     steps, envs = goals.T - np.array([[newest - stored], [0]])
     assert set(envs) == set(range(NUM_ENVS))
@@ -77,12 +70,12 @@ def test_achieved_goals_are_those_of_stored_rows_each_equally_likely(unrolls):
 
 def test_before_the_replay_holds_rows_the_goals_are_the_environments_own():
     own = jax.random.normal(jax.random.key(1), (50, 2))
-    goals = jax.jit(PROPOSALS["achieved"], static_argnums=3)(jax.random.key(0), filled_ring(0), own, (2, 0))
+    goals = jax.jit(PROPOSALS["achieved"], static_argnums=3)(jax.random.key(0), ring_after(0), own, (1, 0))
     np.testing.assert_array_equal(goals, own)
 
 
 @pytest.mark.parametrize("name", [name for name, propose in PROPOSALS.items() if propose is not None])
 def test_proposals_depend_on_their_key_and_have_the_shape_of_the_environments_goals(name):
-    one, other = (PROPOSALS[name](jax.random.key(key), filled_ring(3), OWN[:40], (2, 0)) for key in (0, 1))
+    one, other = (PROPOSALS[name](jax.random.key(key), ring_after(3), OWN[:40], (1, 0)) for key in (0, 1))
     assert one.shape == other.shape == (40, 2)
     assert np.any(one != other)

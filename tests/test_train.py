@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import toy
 from conftest import UPDATE_METRICS, ProbeEnv, make_probe_program, registered, tiny
+from runs import LEARNER, run_to_end, silent, success_rates
 
 from src import loop, train
 from src.losses import CONTRASTIVE_LOSSES, ENERGY_FNS
@@ -21,24 +22,6 @@ from src.program import make_program
 from utils import Config, derive_schedule
 
 CLOCK_METRICS = {"eval/sps", "eval/walltime", "training/sps", "training/walltime"}
-
-
-def silent(text):
-    del text
-
-
-def run_to_end(program, seeds=(0,), resumed=None, seconds_per_chunk=2.0):
-    """[(env_steps, metrics of every seed)] of all evaluations, and the last run state, as NumPy arrays."""
-    reports, last = [], None
-    for moment in loop.run(program, seeds, silent, resumed, seconds_per_chunk):
-        last = jax.device_get(moment.run_state._replace(train_state=without_key(moment.run_state.train_state)))
-        if moment.metrics is not None:
-            reports.append((moment.env_steps, moment.metrics))
-    return reports, last
-
-
-def without_key(train_state):
-    return train_state.replace(key=jax.random.key_data(train_state.key))
 
 
 def numbers(reports):
@@ -86,7 +69,7 @@ def test_metrics_have_the_names_that_dashboards_rely_on(finished):
         for suffix in ("", "_std", "_min", "_max")
     ]
     evaluation = {*per_episode, "eval/episode_success_any", "eval/avg_episode_length", "eval/sps", "eval/walltime"}
-    counts = ("buffer_current_size", "env_resets_nonfinite")
+    counts = ("buffer_current_size", "env_resets_nonfinite", "replay_drawable")
     training = {f"training/{name}" for name in (*UPDATE_METRICS, "sps", "walltime", *counts)}
     names = [set(metrics[0]) for _, metrics in reports]
     assert names == [evaluation, evaluation | training, evaluation | training]
@@ -294,29 +277,6 @@ def test_eval_env_is_where_the_policy_is_judged():
 
 
 # Learning.
-
-LEARNER = dataclasses.replace(
-    tiny(),
-    num_envs=32,
-    episode_length=25,
-    unroll_length=25,
-    batch_size=64,
-    min_replay_size=50,
-    max_replay_size=1000,
-    num_timesteps=60_000,
-    num_evals=2,
-    num_eval_envs=64,
-    h_dim=32,
-    repr_dim=16,
-    policy_lr=1e-3,
-    critic_lr=1e-3,
-    alpha_lr=1e-3,
-)
-
-
-def success_rates(config):
-    reports, _ = run_to_end(make_probe_program(config))
-    return [metrics["eval/episode_success_any"] for _, (metrics,) in reports]
 
 
 def test_crl_learns_to_reach_goals():
