@@ -1,12 +1,11 @@
 """Networks: the trunks (`NETWORKS`), encoders and the tanh-Gaussian actor."""
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-
-from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from utils import Config
