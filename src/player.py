@@ -36,7 +36,7 @@ class Player:
 
         self._begin = jax.jit(functools.partial(env.reset, num_envs=1))
         self._step = jax.jit(step)
-        self._draw_goal = jax.jit(lambda key: self.env.sample_start(key)[2])
+        self._draw_goal = jax.jit(lambda key: self.env.sample_goal(key))
         # Everything is compiled before a person watches.
         self.new_episode()
         self.act()
@@ -49,7 +49,7 @@ class Player:
 
     @property
     def q(self) -> np.ndarray:
-        return np.asarray(self._env_state.pipeline_state.q[0])
+        return np.asarray(self.env.pose(self._env_state)[0])
 
     @property
     def goal(self) -> np.ndarray:

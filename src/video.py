@@ -39,7 +39,7 @@ class Recording(NamedTuple):
 def _roll_out(program: Program, num_episodes: int, agent_state: Any, key: jax.Array) -> tuple[Episodes, jax.Array]:
     deterministic = program.config.deterministic_eval
     policy = functools.partial(program.algorithm.act, agent_state, deterministic=deterministic)
-    return run_episodes(program.eval_env, policy, num_episodes, key, lambda env_state: env_state.pipeline_state.q)
+    return run_episodes(program.eval_env, policy, num_episodes, key, program.eval_env.env.pose)
 
 
 def record(program: Program, agent_state: Any, num_episodes: int = NUM_EPISODES) -> Recording:
