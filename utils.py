@@ -21,7 +21,8 @@ from typing import Annotated, Any, Protocol
 import tyro
 
 from envs import ENVS
-from envs.base import BACKENDS, unknown
+from envs.base import unknown
+from envs.physics import BACKENDS
 from src.command_line import ConfigError, parse
 from src.losses import CONTRASTIVE_LOSSES, ENERGY_FNS, EXPLORATION_SIGNS
 from src.networks import NETWORKS

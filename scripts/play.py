@@ -92,7 +92,8 @@ class Stage:
     def new_goal(self, place: tuple[float, float] | np.ndarray | None = None) -> None:
         """Commands another goal, at (2,) x, y if they are given."""
         goal = self.player.goal.copy()
-        goal[:2] = goal[:2] if place is None else place[: len(goal)]
+        axes = min(2, len(goal), self.player.env.goal_place_dim)
+        goal[:axes] = goal[:axes] if place is None else place[:axes]
         self.player.new_goal(None if place is None else goal)
         self._show()
 

@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 import training
 import utils
 from envs import ENVS
-from envs.base import BACKENDS
+from envs.physics import BACKENDS
 from src import crl, devices, loggers, replay_buffer, run_folder, train
 from src.losses import CONTRASTIVE_LOSSES, ENERGY_FNS
 from src.networks import NETWORKS
@@ -73,6 +73,10 @@ def environments(config, tmp_path):
         (type(vector.env), vector.env.backend, vector.env.use_dense_reward, vector.episode_length)
         for vector in (program.env, program.eval_env)
     ]
+
+
+def physics(config, tmp_path):
+    return environments(dataclasses.replace(config, env_name="reacher"), tmp_path)
 
 
 def schedule(config, tmp_path):
@@ -206,7 +210,7 @@ EFFECTS = {
     "output_dir": ("another", place),
     "env_name": ("other", environments),
     "eval_env": ("other", environments),
-    "backend": ("mjx", environments),
+    "backend": ("mjx", physics),
     "use_dense_reward": (True, one_evaluation),
     "fresh_goals": (False, one_collection),
     "num_seeds": (3, seeds),
@@ -531,13 +535,16 @@ def test_the_largest_replay_that_is_named_is_accepted():
 
 
 def test_a_backend_the_env_does_not_have_is_refused(capsys, tmp_path):
-    with registered(probe=ProbeEnv):
-        arguments = flags(tiny(backend="positional", output_dir=str(tmp_path / "runs")))
+    for env_name, message in (
+        ("ant_push", "'positional' of AntPush: choose from mjx"),
+        ("point", "Point has no physics engine: leave the backend 'positional' out"),
+    ):
+        arguments = flags(tiny(env_name=env_name, backend="positional", output_dir=str(tmp_path / "runs")))
         assert training.main(arguments) == 2
-    line = capsys.readouterr().err
-    assert line.count("\n") == 1
-    assert "'positional' of ProbeEnv: choose from mjx, spring" in line
-    assert not list(tmp_path.iterdir())
+        line = capsys.readouterr().err
+        assert line.count("\n") == 1
+        assert message in line
+        assert not list(tmp_path.iterdir())
 
 
 # The schedule.
