@@ -8,7 +8,6 @@ import abc
 import contextlib
 import ctypes.util
 import dataclasses
-import difflib
 import functools
 import importlib
 import io
@@ -25,6 +24,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+
+from utils import unknown
 
 
 def without_missing_opengl(chosen: str) -> str:
@@ -335,14 +336,6 @@ def load_system(xml: str) -> Any:
         # brax's notice that it is no longer developed is known and not repeated at every start
         warnings.filterwarnings("ignore", message="Brax System, piplines", category=UserWarning)
         return mjcf.loads(xml)
-
-
-def unknown(kind: str, name: str, valid: Any, where: str = "") -> str:
-    """One line for a name that does not exist: the valid ones and the nearest."""
-    names = sorted(valid)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.0)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    return f"unknown {kind} {name!r}{where}: choose from {', '.join(names)}{hint}"
 
 
 def uniform_angle(key: jax.Array) -> jax.Array:

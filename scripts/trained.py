@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
-import training
 from src.command_line import parse
+from src.process import enable_compilation_cache
 from src.run_folder import PARAMS_FILES, load_trained
 from src.train import Program
 
@@ -41,5 +41,5 @@ def load_or_refuse(
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return None
-    training.enable_compilation_cache()
+    enable_compilation_cache()
     return config, *trained

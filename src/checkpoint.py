@@ -25,9 +25,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from envs import make_env
-from src import crl
+from src.algorithms import ALGORITHMS, crl
 from src.devices import fetch, place
-from utils import ConfigError, read_config, replacing, survives
+from src.output import survives
+from utils import ConfigError, read_config, replacing
 
 PARAMS_FILE = "params.npz"
 BEST_PARAMS_FILE = "best_params.npz"
@@ -84,7 +85,7 @@ def load_policy(run_dir: str | Path, deterministic: bool = True) -> Callable[...
     Raises:
       ConfigError: the folder has no config or no parameters.
     """
-    config = read_config(Path(run_dir))
+    config = read_config(Path(run_dir), ALGORITHMS)
     networks = crl.make_networks(config, make_env(config.env_name, config.backend))
     example = jax.eval_shape(functools.partial(crl.init, config, networks), jax.random.key(0))
     agent_state = load_params(Path(run_dir) / PARAMS_FILE, example)

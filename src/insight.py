@@ -19,10 +19,11 @@ from matplotlib.ticker import EngFormatter
 
 from envs.base import GoalEnv
 from envs.render import wall_boxes
-from src import crl
+from src.algorithms import crl
 from src.evaluator import Episodes
+from src.output import read_rows, survives
 from src.train import Program
-from utils import Config, read_rows, survives
+from utils import Config
 
 Rows = list[dict[str, str]]
 

@@ -5,9 +5,8 @@ import itertools
 import math
 
 from envs.base import Sizes
-from src.command_line import ConfigError
 from src.losses import TABLES_OF_DIFFERENCES
-from utils import Config, Schedule, check_config, derive_schedule
+from utils import Config, ConfigError, Schedule, derive_schedule
 
 # What the devices of one seed share out evenly.
 DIVIDED_FLAGS = ("num_envs", "batch_size", "num_eval_envs")
@@ -106,7 +105,7 @@ def smaller_plans(config: Config, sizes: Sizes, num_devices: int, memory: int | 
 
 def _is_legal(config: Config) -> bool:
     try:
-        check_config(config)
+        config.check()
     except ConfigError:
         return False
     return True

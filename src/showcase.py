@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from src.output import survives
 from src.train import Position, Program, beside_training
-from utils import survives
 
 
 class Showcase:

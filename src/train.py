@@ -15,7 +15,8 @@ from flax import struct
 from envs import make_env
 from envs.base import EnvState, GoalEnv
 from envs.wrappers import VectorEnv
-from src import crl, devices, replay_buffer
+from src import devices, replay_buffer
+from src.algorithms import crl
 from src.devices import ENVS, SEEDS
 from src.evaluator import evaluate
 from utils import Config, Schedule

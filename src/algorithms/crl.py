@@ -5,8 +5,9 @@ be reached after (s, a). Actor: tanh-Gaussian, trained to maximise f with an ent
 Papers: https://arxiv.org/abs/2206.07568, https://arxiv.org/abs/2408.11052.
 """
 
+import dataclasses
 import functools
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +15,11 @@ import optax
 from flax import struct
 
 from envs.base import GoalEnv
+from src.algorithm import OffPolicyConfig
 from src.losses import (
     CONTRASTIVE_LOSSES,
     ENERGY_FNS,
+    EXPLORATION_SIGNS,
     actor_loss,
     exploration_bonus,
     logit_metrics,
@@ -27,10 +30,56 @@ from src.losses import (
 )
 from src.networks import NETWORKS, Actor, Encoder
 from src.replay_buffer import Batch
-from utils import Config
+from utils import RATE, Before, Choice, Config, ConfigError, Range
 
 # A state entry that never moves would otherwise be blown up by its rounding noise.
 _MIN_STD = 1e-2
+
+
+@dataclasses.dataclass(frozen=True)
+class CRLConfig(OffPolicyConfig):
+    """Trains a goal-reaching agent with contrastive RL, the whole loop on the accelerator."""
+
+    critic_lr: Annotated[float, RATE] = 3e-4
+    """Adam's rate for both encoders."""
+    alpha_lr: Annotated[float, RATE] = 3e-4
+    """Adam's rate for the entropy temperature."""
+    contrastive_loss_fn: Annotated[str, Choice("contrastive loss")] = "symmetric_infonce"
+    """Loss of the critic; each pair's goal is a negative for all others of the batch."""
+    energy_fn: Annotated[str, Choice("energy")] = "l2"
+    """Energy between the representations of a state-action and a goal."""
+    logsumexp_penalty: Annotated[float, Range(0)] = 0.1
+    """Weight of mean(logsumexp^2) in the critic's loss."""
+    l2_penalty: Annotated[float, Range(0)] = 0.0
+    """Weight of the mean squared representations in the critic's loss."""
+    exploration_coef: Annotated[float, Range()] = 0.0
+    """Weight of the actor's bonus on the norm of phi; energies l2 and dot only."""
+    random_goals: Annotated[float, Range(0, 1)] = 0.0
+    """Share of the actor's rows that train on another row's goal."""
+    no_resubs: bool = False
+    """Take the positive out of every logsumexp."""
+    use_c_target: bool = False
+    """Scale the logits by a learned scalar."""
+    disable_entropy_actor: bool = False
+    """Drop the entropy term from the actor's loss."""
+    repr_dim: Annotated[int, Range(1)] = 64
+    """Size of the representations."""
+    num_critics: Annotated[int, Range(1, 1000), Before(1)] = 1
+    """Critics trained side by side; of several, the least energy counts."""
+    goal_rule: Annotated[str, Choice("goal rule"), Before("geometric")] = "geometric"
+    """Which later states of its trajectory a row is trained to reach."""
+
+    def check(self) -> None:
+        super().check()
+        if self.exploration_coef and self.energy_fn not in EXPLORATION_SIGNS:
+            raise ConfigError(
+                f"--exploration_coef needs --energy_fn {' or '.join(EXPLORATION_SIGNS)}, not {self.energy_fn}"
+            )
+        if self.energy_fn.startswith("mrn") and self.repr_dim % 2:
+            raise ConfigError(
+                f"--energy_fn {self.energy_fn} splits the representation in half: --repr_dim {self.repr_dim} must be "
+                f"even, e.g. {self.repr_dim + 1}"
+            )
 
 
 @struct.dataclass
