@@ -8,12 +8,13 @@ from envs.ant import Ant
 from envs.ant_ball import AntBall
 from envs.ant_maze import AntBallMaze, AntMaze
 from envs.ant_push import AntPush
-from envs.base import GoalEnv, unknown
+from envs.base import GoalEnv
 from envs.half_cheetah import HalfCheetah
 from envs.humanoid import Humanoid
 from envs.point import Point
 from envs.pusher import Pusher
 from envs.reacher import Reacher
+from utils import unknown
 
 ENVS: dict[str, Callable[..., GoalEnv]] = {
     "point": Point,

@@ -6,7 +6,6 @@ N envs. Environments with a physics engine derive from `envs.physics.PhysicsEnv`
 """
 
 import abc
-import difflib
 import functools
 from typing import Any, ClassVar, NamedTuple
 
@@ -195,11 +194,3 @@ class GoalEnv(abc.ABC):
         reward = self.dense_reward(before, after, action) if self.use_dense_reward else after.metrics["success"]
         done = self.terminated(pipeline_state)
         return after.replace(reward=jnp.asarray(reward, jnp.float32), done=jnp.asarray(done, jnp.float32))
-
-
-def unknown(kind: str, name: str, valid: Any, where: str = "") -> str:
-    """One line for a name that does not exist: the valid ones and the nearest."""
-    names = sorted(valid)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.0)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    return f"unknown {kind} {name!r}{where}: choose from {', '.join(names)}{hint}"

@@ -17,11 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from envs import ENVS, make_env
-from envs.base import EnvState, GoalEnv, unknown
+from envs.base import EnvState, GoalEnv
 from envs.physics import BACKENDS, PhysicsEnv
 from envs.render import Renderer, Scene
 from envs.wrappers import VectorEnv
-from utils import Config
+from utils import Config, unknown
 
 MOST = 2**24  # envs, and steps
 # For short roll-outs, where compiling costs more than running: half the compile time, several times the run time.

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from envs.base import unknown
 from envs.physics import apply_physics, collide, find
+from utils import unknown
 
 MARKS = {"R": "start", "G": "goal", "B": "ball"}
 # 1 is a wall, 0 is free, and so is a cell with a mark. Row i, column j is the cell centred at x = i, y = j times the

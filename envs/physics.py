@@ -20,7 +20,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from envs.base import EnvState, GoalEnv, unknown
+from envs.base import EnvState, GoalEnv
+from utils import unknown
 
 with contextlib.redirect_stdout(io.StringIO()):  # MJX prints that its optional engine, Warp, is not installed
     import brax

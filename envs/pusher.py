@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from envs.base import unknown
 from envs.physics import Physics, PhysicsEnv, brax_asset, find, remove_body
+from utils import unknown
 
 Box = tuple[tuple[float, float], tuple[float, float]]
 

@@ -15,11 +15,10 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any directory
 
-import training  # noqa: E402
 from envs.render import Scene  # noqa: E402
 from scripts.trained import TrainedConfig, load_or_refuse  # noqa: E402
-from src.command_line import ConfigError  # noqa: E402
 from src.player import Player  # noqa: E402
+from utils import FAILED, REFUSED, ConfigError  # noqa: E402
 
 HELP = "Enter: new goal   Backspace: new episode   Space: pause"
 SPACE, ENTER, BACKSPACE = 32, 257, 259  # key codes of GLFW
@@ -163,7 +162,7 @@ def main(args: list[str]) -> int:
     """Runs the command line; returns the exit status: 0 done, 1 no viewer, 2 refused."""
     loaded = load_or_refuse(PlayConfig, args, "play.py", check)
     if loaded is None:
-        return training.REFUSED
+        return REFUSED
     config, program, agent_state = loaded
     print("compiling ...", flush=True)
     stage = Stage(Player(program, agent_state, config.seed))
@@ -172,7 +171,7 @@ def main(args: list[str]) -> int:
         play_on_web(stage, config.host, config.port) if config.web else play_on_screen(stage)
     except RuntimeError as error:  # the port is taken, mjpython is missing
         print(f"error: {error}", file=sys.stderr)
-        return training.FAILED
+        return FAILED
     return 0
 
 

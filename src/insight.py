@@ -20,8 +20,9 @@ from matplotlib.ticker import EngFormatter
 from envs.base import GoalEnv
 from envs.render import wall_boxes
 from src.evaluator import Episodes
+from src.output import read_rows, survives
 from src.program import Program
-from utils import Config, read_rows, survives
+from utils import Config
 
 Records = list[dict[str, str]]
 

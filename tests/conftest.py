@@ -9,24 +9,21 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-import training
 from envs import ENVS
 from envs.base import EnvState
 from envs.point import Point
-from src.train import Program, make_program
+from src.algorithms.crl import CRLConfig
+from src.process import enable_compilation_cache
+from src.program import Program, make_program
 from utils import Config, derive_schedule
 
 # Compiled programs are kept between tests, between runs of the tests, and for the commands that tests start.
-os.environ["JAX_COMPILATION_CACHE_DIR"] = training.enable_compilation_cache()
+os.environ["JAX_COMPILATION_CACHE_DIR"] = enable_compilation_cache()
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
-@pytest.fixture(autouse=True)
-def _keep_jax_config(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In-process calls of `training.main` must undo neither the cache's settings above nor the number of devices."""
-    jax.devices()  # once in use, JAX keeps its devices
-    monkeypatch.setattr(training, "enable_compilation_cache", lambda: os.environ["JAX_COMPILATION_CACHE_DIR"])
+jax.devices()  # once in use, JAX keeps its devices: in-process calls of `training.main` must not change their number
 
 
 class ProbeEnv(Point):
@@ -88,7 +85,7 @@ sa_repr_mean sa_repr_std g_repr_mean g_repr_std l_align l_unif l2_penalty
 """
 UPDATE_METRICS = frozenset(_UPDATE_METRICS.split())
 
-TINY = Config(
+TINY = CRLConfig(
     env_name="probe",
     num_timesteps=160,
     num_evals=3,
@@ -114,8 +111,8 @@ def flags(config: Config) -> list[str]:
     """The command line of a config, switches as sweep agents write them."""
     return [
         f"--{field.name}={getattr(config, field.name)}"
-        for field in dataclasses.fields(Config)
-        if getattr(config, field.name) != field.default
+        for field in dataclasses.fields(config)
+        if field.name == "algorithm" or getattr(config, field.name) != field.default
     ]
 
 

@@ -8,7 +8,8 @@ import pytest
 from conftest import make_probe_program, tiny
 from drawing import DrawnProbe
 
-from src import crl, insight
+from src import insight
+from src.algorithms import crl
 from src.evaluator import run_episodes
 from src.insight import PICTURES, critic_picture, draw_all, energy_of_goals, energy_picture, goals_picture, plane
 

@@ -2,6 +2,5 @@
 
 from src.algorithm import Method
 from src.algorithms import crl
-from utils import Config
 
-ALGORITHMS: dict[str, Method] = {"crl": Method(Config, crl.make, crl.workspace)}
+ALGORITHMS: dict[str, Method] = {"crl": Method(crl.CRLConfig, crl.make, crl.workspace)}
