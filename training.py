@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import os
 import sys
 import time
 from typing import NamedTuple
@@ -14,7 +13,7 @@ from src.command_line import command_line, parse_config
 from src.loggers import check_sweep
 from src.output import Progress
 from src.plan import describe_plan
-from src.process import Interruption, enable_compilation_cache
+from src.process import Interruption, enable_compilation_cache, only_first_process_prints
 from src.recorder import Recorder, summary
 from src.registries import REGISTRIES
 from src.resume import find_checkpoints, load_resumed, seed_batches, seed_configs
@@ -36,9 +35,7 @@ def main(args: list[str]) -> int:
         except ValueError as error:  # ConfigError, and what the environments refuse
             print(f"error: {error}", file=sys.stderr)
             return REFUSED
-        if not devices.is_first_process():
-            nowhere = until_the_end.enter_context(open(os.devnull, "w"))
-            until_the_end.enter_context(contextlib.redirect_stdout(nowhere))
+        until_the_end.enter_context(only_first_process_prints())
         interruption = until_the_end.enter_context(Interruption().noticed())
         try:
             return train_batches(batches, config, interruption)
