@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import os
 import sys
 import time
 from typing import NamedTuple
@@ -15,7 +14,7 @@ from src.loggers import check_sweep
 from src.loop import RunState, run
 from src.output import Progress
 from src.plan import describe_plan, measure, out_of_memory
-from src.process import Interruption, enable_compilation_cache
+from src.process import Interruption, enable_compilation_cache, only_first_process_prints
 from src.program import Program, make_program
 from src.recorder import Recorder, summary
 from src.registries import REGISTRIES
@@ -37,9 +36,7 @@ def main(args: list[str]) -> int:
         except ValueError as error:  # ConfigError, and what the environments refuse
             print(f"error: {error}", file=sys.stderr)
             return REFUSED
-        if not devices.is_first_process():
-            nowhere = until_the_end.enter_context(open(os.devnull, "w"))
-            until_the_end.enter_context(contextlib.redirect_stdout(nowhere))
+        until_the_end.enter_context(only_first_process_prints())
         interruption = until_the_end.enter_context(Interruption().noticed())
         try:
             return train_batches(batches, config, interruption)

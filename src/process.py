@@ -3,12 +3,14 @@
 import contextlib
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import jax
 
+from src import devices
 from utils import INTERRUPTED
 
 
@@ -45,6 +47,14 @@ class Interruption:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def only_first_process_prints() -> Iterator[None]:
+    """Drops what all other processes of a run print, but for errors."""
+    first = devices.is_first_process()
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(sys.stdout if first else nowhere):
+        yield
 
 
 def enable_compilation_cache() -> str:
