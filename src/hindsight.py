@@ -6,7 +6,7 @@ drawn too, and the only one that the environment can have ended. Shapes: N envs,
 """
 
 import dataclasses
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +15,7 @@ from flax import struct
 from envs.base import GoalEnv
 from src import agent, goals, replay_buffer
 from src.algorithm import OffPolicyConfig, Step
-from src.command_line import ConfigError
-from utils import derive_schedule
+from utils import RATE, Choice, ConfigError, Range, derive_schedule
 
 # Where the goal of a relabelled row lies: a goal rule over the states after this row's action and after the later ones.
 HER_RULES: dict[str, goals.GoalRule] = {
@@ -30,15 +29,15 @@ HER_RULES: dict[str, goals.GoalRule] = {
 class HindsightConfig(OffPolicyConfig):
     """The flags of the algorithms that learn from rewards in a replay."""
 
-    discounting: float = 0.99
+    discounting: Annotated[float, Range(0, 1, open=True, example=0.99)] = 0.99
     """What a reward is worth one action later; inside (0, 1)."""
-    critic_lr: float = 3e-4
+    critic_lr: Annotated[float, RATE] = 3e-4
     """Adam's rate for both critics."""
-    tau: float = 0.005
+    tau: Annotated[float, Range(0, 1)] = 0.005
     """How far target networks move towards the trained ones, as a share of the way."""
-    her_ratio: float = 0.0
+    her_ratio: Annotated[float, Range(0, 1)] = 0.0
     """Share of the rows that learn in hindsight, with a goal that their trajectory reached; sparse reward only."""
-    her_rule: str = "future"
+    her_rule: Annotated[str, Choice("hindsight rule")] = "future"
     """Which goal in hindsight: that of this or a later row of the trajectory, each equally likely (future) or k rows
     ahead with probability proportional to discounting^k (geometric), or that of the last one (final)."""
 

@@ -2,10 +2,9 @@
 
 from src.algorithm import Method
 from src.algorithms import crl, sac, td3
-from utils import Config
 
 ALGORITHMS: dict[str, Method] = {
-    "crl": Method(Config, crl.make, crl.workspace),
+    "crl": Method(crl.CRLConfig, crl.make, crl.workspace),
     "sac": Method(sac.SACConfig, sac.make, sac.workspace),
     "td3": Method(td3.TD3Config, td3.make, td3.workspace),
 }

@@ -7,7 +7,7 @@ https://arxiv.org/abs/1707.01495.
 
 import dataclasses
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,18 +20,20 @@ from src.critics import Values, least_value, twin_values, value_loss, value_targ
 from src.hindsight import Batch, HindsightConfig
 from src.losses import actor_loss, tanh_gaussian_log_prob, temperature_loss
 from src.networks import Actor, make_trunk
+from utils import RATE, Choice
 
 
 @dataclasses.dataclass(frozen=True)
 class SACConfig(HindsightConfig):
     """Trains a goal-reaching agent with soft actor-critic; `--her_ratio 0.8` adds hindsight."""
 
-    algorithm: str = "sac"
-    policy_lr: float = 1e-4
+    algorithm: Annotated[str, Choice("algorithm")] = "sac"
+    """What learns."""
+    policy_lr: Annotated[float, RATE] = 1e-4
     """Adam's rate for the actor."""
-    critic_lr: float = 1e-4
+    critic_lr: Annotated[float, RATE] = 1e-4
     """Adam's rate for both critics."""
-    alpha_lr: float = 3e-4
+    alpha_lr: Annotated[float, RATE] = 3e-4
     """Adam's rate for the entropy temperature."""
 
 
@@ -51,7 +53,7 @@ def make(config: SACConfig, env: GoalEnv) -> Algorithm:
     return Algorithm(
         init=partial(init, config, networks),
         init_memory=lambda shape: (),
-        act=partial(act, networks),
+        act=partial(agent.act, networks),
         keep=hindsight.keep,
         absorb=agent.absorb_states,
         index=hindsight.index,
@@ -96,30 +98,9 @@ def init(config: SACConfig, networks: Networks, key: jax.Array) -> TargetAgentSt
 # Acting.
 
 
-def act(
-    networks: Networks,
-    agent_state: TargetAgentState,
-    memory: Any,
-    obs: jax.Array,
-    key: jax.Array,
-    deterministic: bool = False,
-) -> tuple[jax.Array, Any]:
-    """(..., action_size) actions in [-1, 1] for observations (..., state_dim + goal_dim)."""
-    mean, std = policy(networks, agent_state, *jnp.split(obs, [networks.state_dim], axis=-1))
-    return jnp.tanh(mean if deterministic else mean + std * jax.random.normal(key, mean.shape)), memory
-
-
-def policy(
-    networks: Networks, agent_state: TargetAgentState, state: jax.Array, goal: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Mean and standard deviation, before the tanh, of the policy in states and goals as the env gives them."""
-    state, goal = agent.normalize(agent_state.normalizer, networks.goal_indices, state, goal)
-    return networks.actor.apply(agent_state.params["actor"], state, goal)
-
-
 def propose(networks: Networks, agent_state: TargetAgentState, state: jax.Array, goal: jax.Array) -> jax.Array:
     """What the deterministic policy does in states (..., state_dim) for goals (..., goal_dim)."""
-    return jnp.tanh(policy(networks, agent_state, state, goal)[0])
+    return jnp.tanh(agent.policy(networks, agent_state, state, goal)[0])
 
 
 # Learning.

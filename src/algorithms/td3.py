@@ -8,7 +8,7 @@ https://arxiv.org/abs/1802.09477, https://arxiv.org/abs/1707.01495.
 
 import dataclasses
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,29 +17,29 @@ from envs.base import GoalEnv, Sizes
 from src import agent, hindsight
 from src.agent import AgentState, TargetAgentState
 from src.algorithm import Algorithm
-from src.command_line import ConfigError
 from src.critics import Values, least_value, twin_values, value_loss, value_target
 from src.hindsight import Batch, HindsightConfig
 from src.networks import Encoder, make_trunk
-from utils import derive_schedule
+from utils import RATE, Choice, ConfigError, Range, derive_schedule
 
 
 @dataclasses.dataclass(frozen=True)
 class TD3Config(HindsightConfig):
     """Trains a goal-reaching agent with TD3; `--her_ratio 0.8` adds hindsight."""
 
-    algorithm: str = "td3"
+    algorithm: Annotated[str, Choice("algorithm")] = "td3"
+    """What learns."""
     deterministic_eval: bool = True
     """Evaluate the actor's actions without the noise of exploration."""
-    policy_lr: float = 3e-4
+    policy_lr: Annotated[float, RATE] = 3e-4
     """Adam's rate for the actor."""
-    policy_delay: int = 2
+    policy_delay: Annotated[int, Range(1)] = 2
     """Updates of the critics for each one of the actor and the targets."""
-    exploration_noise: float = 0.4
+    exploration_noise: Annotated[float, Range(0)] = 0.4
     """Standard deviation of the noise on actions in training."""
-    smoothing_noise: float = 0.2
+    smoothing_noise: Annotated[float, Range(0)] = 0.2
     """Standard deviation of the noise on the target actor's actions."""
-    noise_clip: float = 0.5
+    noise_clip: Annotated[float, Range(0)] = 0.5
     """Where both noises are cut off."""
 
     def check(self) -> None:
@@ -156,9 +156,8 @@ def target_of(
 def actor_loss(networks: Networks, actor: Any, critic: Any, batch: Batch) -> jax.Array:
     """Minus the mean value of the actor's actions, by the first critic."""
     first = jax.tree.map(lambda leaf: leaf[:1], critic)
-    return -jnp.mean(
-        networks.values.apply(first, batch.state, batch.goal, policy(networks, actor, batch.state, batch.goal))
-    )
+    action = policy(networks, actor, batch.state, batch.goal)
+    return -jnp.mean(networks.values.apply(first, batch.state, batch.goal, action))
 
 
 def descend(config: TD3Config, agent_state: TargetAgentState, name: str, gradient: Any) -> TargetAgentState:
