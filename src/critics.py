@@ -1,4 +1,4 @@
-"""Critics f(s, a, g) as parts, and what makes several of one (`CRITICS`, `ensemble`).
+"""Critics f(s, a, g) as parts, and what makes several of one (`CRITICS`, `ensemble`); values Q(s, a, g) of rewards.
 
 Shapes: B batch, D representation, K critics of an ensemble.
 """
@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from src.agent import normalize
 from src.losses import CONTRASTIVE_LOSSES, ENERGY_FNS, logit_metrics, pairwise_energy, row_logsumexp
-from src.networks import Encoder, make_trunk
+from src.networks import Encoder, QNetwork, make_trunk
 from utils import Config
 
 
@@ -108,3 +109,48 @@ def one_critic_loss(
         **logit_metrics(logits),
     }
     return loss, metrics | ({} if c_target is None else {"c_target": c_target})
+
+
+# Values of rewards.
+
+
+class Values(NamedTuple):
+    """K independent networks that value actions; parameters and values have a leading axis K.
+
+    Attributes:
+      init: key -> parameters.
+      apply: parameters, state, goal, action -> (K, ...).
+    """
+
+    init: Callable[[jax.Array], Any]
+    apply: Callable[..., jax.Array]
+
+
+def twin_values(config: Config, state_dim: int, action_size: int, goal_dim: int) -> Values:
+    """Two Q networks, the least of which counts (https://arxiv.org/abs/1802.09477)."""
+    network = QNetwork(make_trunk(config, "critic"))
+    one = jnp.zeros((1, state_dim)), jnp.zeros((1, goal_dim)), jnp.zeros((1, action_size))
+    return Values(
+        init=lambda key: jax.vmap(lambda each: network.init(each, *one))(jax.random.split(key)),
+        apply=jax.vmap(network.apply, (0, None, None, None)),
+    )
+
+
+def least_value(networks: Any, agent_state: Any, state: jax.Array, action: jax.Array, goal: jax.Array) -> jax.Array:
+    """(...) the least value of actions in states and for goals as the env gives them; `networks` has `values` and
+    `goal_indices`."""
+    state, goal = normalize(agent_state.normalizer, networks.goal_indices, state, goal)
+    return jnp.min(networks.values.apply(agent_state.params["critic"], state, goal, action), axis=0)
+
+
+def value_target(reward: jax.Array, terminated: jax.Array, discounting: float, next_value: jax.Array) -> jax.Array:
+    """(B,) r + gamma (1 - death) V(s'). Only what the environment ended is final: a time limit is no death."""
+    return reward + discounting * jnp.where(terminated, 0.0, next_value)
+
+
+def value_loss(values: jax.Array, target: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Half the mean square of what (K, B) values miss of their (B,) target, and what to report (`batch_means`)."""
+    if values.ndim != 2 or values.shape[1:] != target.shape:
+        raise ValueError(f"values (K, B) need a target (B,), got {values.shape} and {target.shape}")
+    loss = 0.5 * jnp.mean(jnp.square(values - target))
+    return loss, {"critic_loss": loss, "q_mean": jnp.mean(values, axis=0), "q_target": target}

@@ -87,3 +87,14 @@ class Actor(nn.Module):
         x = self.trunk(jnp.concatenate([state, goal], axis=-1))
         mean, spread = jnp.split(nn.Dense(2 * self.action_size, kernel_init=_kernel)(x), 2, axis=-1)
         return mean, nn.softplus(spread) + _MIN_STD
+
+
+class QNetwork(nn.Module):
+    """Maps state, goal and action to the value (...) of the action."""
+
+    trunk: nn.Module
+
+    @nn.compact
+    def __call__(self, state: jax.Array, goal: jax.Array, action: jax.Array) -> jax.Array:
+        x = self.trunk(jnp.concatenate([state, goal, action], axis=-1))
+        return nn.Dense(1, kernel_init=_kernel)(x)[..., 0]

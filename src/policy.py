@@ -29,7 +29,7 @@ PARAMS_FILES = {"last": PARAMS_FILE, "best": BEST_PARAMS_FILE}
 
 
 def load_trained(run_dir: str | Path, params: str = "last", eval_env: str | None = None) -> tuple[Program, Any]:
-    """The program of a run folder and its agent state, the optimiser's numbers left out.
+    """The program of a run folder and its agent state, what only learning needs left out.
 
     Args:
       params: which policy: a key of `PARAMS_FILES`, the env steps of one that `--keep_policies` kept, or a .npz file.
@@ -44,7 +44,8 @@ def load_trained(run_dir: str | Path, params: str = "last", eval_env: str | None
     path = find_params(Path(run_dir), params)
     program = make_program(config, derive_schedule(config))
     agent_state = load_params(path, jax.eval_shape(program.algorithm.init, jax.random.key(0)))
-    return on_one_device(program), agent_state.replace(opt_state=None)
+    only_learning_needs = {field.name for field in dataclasses.fields(agent_state)} - {"params", "normalizer"}
+    return on_one_device(program), agent_state.replace(**dict.fromkeys(only_learning_needs))
 
 
 def find_params(run_dir: Path, params: str) -> Path:

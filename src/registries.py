@@ -5,6 +5,7 @@ from envs.physics import BACKENDS
 from src.algorithms import ALGORITHMS
 from src.critics import CRITICS
 from src.goals import GOAL_RULES, PROPOSALS
+from src.hindsight import HER_RULES
 from src.losses import CONTRASTIVE_LOSSES, ENERGY_FNS
 from src.networks import NETWORKS
 from utils import Registries
@@ -17,6 +18,7 @@ REGISTRIES: Registries = {
     "backend": BACKENDS,
     "goal proposal": PROPOSALS,
     "goal rule": GOAL_RULES,
+    "hindsight rule": HER_RULES,
     "critic": CRITICS,
     "contrastive loss": CONTRASTIVE_LOSSES,
     "energy": ENERGY_FNS,

@@ -1,6 +1,10 @@
 """The registry of algorithms: `ALGORITHMS` maps a name to its flags and its constructor."""
 
 from src.algorithm import Method
-from src.algorithms import crl
+from src.algorithms import crl, sac, td3
 
-ALGORITHMS: dict[str, Method] = {"crl": Method(crl.CRLConfig, crl.make, crl.workspace)}
+ALGORITHMS: dict[str, Method] = {
+    "crl": Method(crl.CRLConfig, crl.make, crl.workspace),
+    "sac": Method(sac.SACConfig, sac.make, sac.workspace),
+    "td3": Method(td3.TD3Config, td3.make, td3.workspace),
+}
