@@ -101,6 +101,23 @@ def normalize(
     return (state - normalizer.mean) / std, (goal - normalizer.mean[at]) / std[at]
 
 
+# Acting by a tanh-Gaussian actor; `networks` is any tuple that has `actor`, `state_dim` and `goal_indices`.
+
+
+def policy(networks: Any, agent_state: AgentState, state: jax.Array, goal: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Mean and standard deviation, before the tanh, in states and goals as the env gives them."""
+    state, goal = normalize(agent_state.normalizer, networks.goal_indices, state, goal)
+    return networks.actor.apply(agent_state.params["actor"], state, goal)
+
+
+def act(
+    networks: Any, agent_state: AgentState, memory: Any, obs: jax.Array, key: jax.Array, deterministic: bool = False
+) -> tuple[jax.Array, Any]:
+    """(..., action_size) actions in [-1, 1] for observations (..., state_dim + goal_dim); nothing to remember."""
+    mean, std = policy(networks, agent_state, *jnp.split(obs, [networks.state_dim], axis=-1))
+    return jnp.tanh(mean if deterministic else mean + std * jax.random.normal(key, mean.shape)), memory
+
+
 # Plans: the actor proposes H actions at once and carries them out without looking (https://arxiv.org/abs/2608.30640).
 
 
