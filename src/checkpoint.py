@@ -19,7 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from src.devices import fetch, place
-from utils import ConfigError, replacing, survives
+from src.output import survives
+from utils import ConfigError, replacing
 
 PARAMS_FILE = "params.npz"
 BEST_PARAMS_FILE = "best_params.npz"

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from src.losses import ENERGY_FNS, pairwise_energy
+from src.losses import CONTRASTIVE_LOSSES, ENERGY_FNS, logit_metrics, pairwise_energy, row_logsumexp
 from src.networks import Encoder, make_trunk
 from utils import Config
 
@@ -66,3 +66,45 @@ def ensemble(critic: Critic, num_critics: int) -> Critic:
         energy=lambda phi, psi: jnp.min(jax.vmap(critic.energy)(phi, psi), axis=0),
         table=jax.vmap(critic.table),
     )
+
+
+# The contrastive loss of a critic.
+
+
+def critic_loss(
+    config: Config, critic: Critic, params: dict[str, Any], phi: jax.Array, psi: jax.Array
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The contrastive loss with its penalties, and what to report of it (`batch_means`): summed over the critics of an
+    ensemble, each on the same batch, and averaged for the report."""
+    table, c_target = critic.table(phi, psi), params.get("c_target")
+    if config.num_critics == 1:
+        return one_critic_loss(config, table, phi, psi, c_target)
+    axes = (0, 0, 0, None if c_target is None else 0)
+    losses, metrics = jax.vmap(partial(one_critic_loss, config), axes)(table, phi, psi, c_target)
+    return jnp.sum(losses), jax.tree.map(partial(jnp.mean, axis=0), metrics)
+
+
+def one_critic_loss(
+    config: Config, logits: jax.Array, phi: jax.Array, psi: jax.Array, c_target: jax.Array | None
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The loss of (B, B) logits between representations (B, D)."""
+    if c_target is not None:
+        logits = logits * c_target
+    loss = CONTRASTIVE_LOSSES[config.contrastive_loss_fn](logits, no_resubs=config.no_resubs)
+    if config.logsumexp_penalty:
+        log_partition = row_logsumexp(logits, config.no_resubs)
+        loss += config.logsumexp_penalty * jnp.mean(jnp.square(log_partition))
+    l2_penalty = jnp.mean(jnp.square(phi) + jnp.square(psi), axis=-1)
+    if config.l2_penalty:
+        loss += config.l2_penalty * jnp.mean(l2_penalty)
+    phi_norm, psi_norm = jnp.linalg.norm(phi, axis=-1), jnp.linalg.norm(psi, axis=-1)
+    metrics = {
+        "crl_critic_loss": loss,
+        "sa_repr_mean": phi_norm,
+        "sa_repr_std": jnp.std(phi_norm),
+        "g_repr_mean": psi_norm,
+        "g_repr_std": jnp.std(psi_norm),
+        "l2_penalty": l2_penalty,
+        **logit_metrics(logits),
+    }
+    return loss, metrics | ({} if c_target is None else {"c_target": c_target})

@@ -9,6 +9,7 @@ import contextlib
 import functools
 import math
 import os
+import re
 import resource
 import socket
 import time
@@ -22,8 +23,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from src.command_line import ConfigError
-from utils import AUTO, Config
+from utils import AUTO, Config, ConfigError
 
 SEED_AXIS, ENV_AXIS = "seeds", "envs"
 # What the devices of one seed share out evenly.
@@ -149,8 +149,9 @@ def join(config: Config) -> None:
     """Meets the other processes of a run on several hosts, before anything else asks JAX for its devices.
 
     Raises:
-      ConfigError: they cannot be found.
+      ConfigError: they cannot be found, or the flags do not say where.
     """
+    _require_processes(config)
     address = config.coordinator_address
     if address is None:
         return
@@ -166,6 +167,27 @@ def join(config: Config) -> None:
         jax.distributed.initialize(**explicit)
     except (RuntimeError, ValueError) as error:
         raise ConfigError(f"--coordinator_address {address}: {' '.join(str(error).split())[:300]}") from None
+
+
+def _require_processes(config: Config) -> None:
+    """Raises ConfigError for flags of several processes that do not fit together."""
+    if config.coordinator_address in (None, AUTO) and (config.num_processes > 1 or config.process_id):
+        raise ConfigError(
+            f"--num_processes {config.num_processes} and --process_id {config.process_id} need --coordinator_address "
+            f"HOST:PORT, not {config.coordinator_address}"
+        )
+    if config.process_id >= config.num_processes:
+        raise ConfigError(
+            f"--process_id {config.process_id} is out of range: with --num_processes {config.num_processes} at most "
+            f"{config.num_processes - 1}"
+        )
+    if config.coordinator_address not in (None, AUTO):
+        address = re.fullmatch(r".+:(\d+)", config.coordinator_address)
+        if address is None or int(address[1]) > 65535:
+            raise ConfigError(
+                f"--coordinator_address {config.coordinator_address!r} is neither HOST:PORT (a port up to 65535) nor "
+                f"{AUTO}"
+            )
 
 
 def find_coordinator(address: str, seconds: float = 300.0) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 import jax
 
 from src.algorithm import policy_of
+from src.algorithms import ALGORITHMS
 from src.checkpoint import BEST_PARAMS_FILE, PARAMS_FILE, load_params
 from src.program import Program, make_program, on_one_device
 from utils import ConfigError, derive_schedule, read_config
@@ -37,7 +38,7 @@ def load_trained(run_dir: str | Path, params: str = "last", eval_env: str | None
     Raises:
       ValueError: no run folder, no policy in it, or an environment that does not exist or does not fit.
     """
-    config = read_config(Path(run_dir))
+    config = read_config(Path(run_dir), ALGORITHMS)
     # One device is enough, and the run's sizes need not divide among those that happen to be here.
     config = dataclasses.replace(config, eval_env=eval_env or config.eval_env, num_devices=1)
     path = find_params(Path(run_dir), params)

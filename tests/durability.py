@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 import training
-from utils import Config, command_line
+from src.command_line import command_line
+from utils import Config
 
 PROGRAM = str(Path(__file__).parent / "probe_training.py")
 

@@ -17,8 +17,9 @@ from durability import arguments, run_dirs, start_process
 import training
 from src import devices
 from src.checkpoint import list_checkpoints, read_arrays, read_manifest
+from src.output import read_rows
 from src.plan import mesh_shape
-from utils import ConfigError, read_rows
+from utils import ConfigError
 
 # Sizes that divide among four devices; the moments of normalised observations are sums over all of them.
 DIVISIBLE = tiny(num_envs=8, batch_size=8, num_eval_envs=8, normalize_observations=True)

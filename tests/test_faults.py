@@ -30,12 +30,16 @@ from envs import ENVS
 from envs.wrappers import VectorEnv
 from scripts import crash_test
 from src import devices
+from src.algorithms.crl import CRLConfig
 from src.checkpoint import list_checkpoints, read_arrays, read_manifest, write_checkpoint
+from src.command_line import parse_config
 from src.losses import CONTRASTIVE_LOSSES, ENERGY_FNS
 from src.networks import NETWORKS
+from src.output import read_rows
 from src.plan import describe_plan, planned_bytes
+from src.registries import REGISTRIES
 from src.train import run
-from utils import Config, derive_schedule, parse_config, read_rows
+from utils import IN_USE, Choice, derive_schedule, fact, plain_type
 
 pytestmark = pytest.mark.usefixtures("probe_registered")
 
@@ -119,7 +123,7 @@ def test_two_processes_do_not_share_a_run_folder(tmp_path, capsys):
     process = start_process(config)
     read_until(process, "checkpoint  ")
     try:
-        assert training.main(arguments(config, "--resume")) == training.REFUSED
+        assert training.main(arguments(config, "--resume")) == IN_USE
         error = capsys.readouterr().err
         assert error.count("\n") == 1 and "is being trained by another process" in error
     finally:
@@ -239,8 +243,8 @@ def test_memory_that_runs_out_is_answered_by_what_would_fit(monkeypatch, tmp_pat
 class Exploding(ProbeEnv):
     """Its physics blows up, for good, once the point is right of x = 0.5; nothing says that the episode has ended."""
 
-    def _move(self, sys, pipeline_state, control):
-        pipeline_state = super()._move(sys, pipeline_state, control)
+    def step_pipeline(self, pipeline_state, action):
+        pipeline_state = super().step_pipeline(pipeline_state, action)
         position = pipeline_state["position"]
         return pipeline_state | {"position": jnp.where(position[0] > 0.5, jnp.nan, position)}
 
@@ -337,19 +341,19 @@ _TEXTS = st.text(max_size=12)
 
 def _values(field):
     """Any value of a flag's type, legal or not."""
-    if "name" in field.name or field.name in ("eval_env", "backend", "contrastive_loss_fn", "energy_fn", "network"):
+    if "name" in field.name or fact(field, Choice):
         return st.one_of(st.just(field.default), _TEXTS)
-    return {bool: st.booleans(), int: _NUMBERS, float: _FLOATS}.get(field.type, _TEXTS).map(
-        lambda value: value if field.name not in ("output_dir", "resume") else field.default
+    return {bool: st.booleans(), int: _NUMBERS, float: _FLOATS}.get(plain_type(field), _TEXTS).map(
+        lambda value: value if field.name not in ("output_dir", "resume", "run_dir_file") else field.default
     )
 
 
-_FIELDS = {field.name: field for field in dataclasses.fields(Config)}
+_FIELDS = {field.name: field for field in dataclasses.fields(CRLConfig)}
 _CHANGES = st.fixed_dictionaries({}, optional={name: _values(field) for name, field in _FIELDS.items()})
 
 
 @settings(max_examples=1000, deadline=None, suppress_health_check=list(HealthCheck))
-@given(changes=_CHANGES, base=st.sampled_from([Config(), tiny()]))
+@given(changes=_CHANGES, base=st.sampled_from([CRLConfig(), tiny()]))
 def test_random_flags_are_legal_or_refused_in_one_line(changes, base):
     with registered(probe=ProbeEnv):
         plan(dataclasses.replace(base, **changes))
@@ -358,7 +362,7 @@ def test_random_flags_are_legal_or_refused_in_one_line(changes, base):
 def plan(config):
     """Everything between the command line and the first compilation; whether the config is legal."""
     try:
-        parsed = parse_config(arguments(config))
+        parsed = parse_config(arguments(config), REGISTRIES)
         schedule = derive_schedule(parsed)
     except ValueError as error:
         assert "\n" not in str(error) and str(error)
@@ -388,7 +392,7 @@ _SMALL = {
     **{
         name: st.booleans()
         for name, field in _FIELDS.items()
-        if field.type is bool and name not in ("log_wandb", "dry_run", "render")
+        if plain_type(field) is bool and name not in ("log_wandb", "dry_run", "render")
     },
 }
 

@@ -17,8 +17,10 @@ from durability import arguments, at_moment, read_until, run_dirs, start_process
 
 import training
 from scripts import crash_test
+from src import resume
 from src.checkpoint import device_tree, host_arrays, list_checkpoints
-from utils import read_rows
+from src.output import read_rows
+from src.process import Interruption
 
 pytestmark = pytest.mark.usefixtures("probe_registered")
 # Moments of the tiny run: 0 evaluation, 1 and 2 prefill, 3 to 5 or fewer training, then an evaluation, and so on.
@@ -162,7 +164,7 @@ def test_a_signal_as_a_batch_ends_is_kept_for_the_next(monkeypatch, tmp_path, ca
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, and_a_signal)
         assert training.main(arguments(config)) == training.INTERRUPTED
-    assert "SIGTERM: left after seed 0; go on with  python training.py" in capsys.readouterr().out
+    assert "SIGTERM: left after seed 0; continue with  python training.py" in capsys.readouterr().out
     assert len(run_dirs(tmp_path)) == 1
     assert training.main(arguments(config, "--resume")) == 0
     assert len(run_dirs(tmp_path)) == 2
@@ -172,10 +174,10 @@ def test_a_signal_as_a_batch_ends_is_kept_for_the_next(monkeypatch, tmp_path, ca
 def test_a_bare_resume_keeps_the_size_of_the_batches(monkeypatch, tmp_path, capsys, together):
     """On a machine with memory for as many seeds, then on one that would train them otherwise."""
     config = tiny(output_dir=str(tmp_path), num_seeds=2)
-    monkeypatch.setattr(training, "seeds_that_fit", lambda *_: together)
+    monkeypatch.setattr(resume, "seeds_that_fit", lambda *_: together)
     interrupt(monkeypatch, config, 3)
     assert ("--seed_batch 1" in capsys.readouterr().out) == (together == 1)
-    monkeypatch.setattr(training, "seeds_that_fit", lambda *_: 3 - together)
+    monkeypatch.setattr(resume, "seeds_that_fit", lambda *_: 3 - together)
     assert training.main(arguments(config, "--resume")) == 0
     assert capsys.readouterr().out.count("resume      at ") == 1
     assert len(run_dirs(tmp_path)) == 2
@@ -333,10 +335,10 @@ def test_a_signal_before_training_leaves_at_once(tmp_path):
 
 
 def test_a_second_ctrl_c_leaves_at_once(monkeypatch, tmp_path):
-    interruption = training.Interruption()
+    interruption = Interruption()
     interruption.started = True
     left = []
-    monkeypatch.setattr(training.os, "_exit", left.append)
+    monkeypatch.setattr(os, "_exit", left.append)
     with interruption.noticed():
         os.kill(os.getpid(), signal.SIGINT)
         assert interruption.requested == "SIGINT" and not left

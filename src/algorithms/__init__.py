@@ -2,10 +2,9 @@
 
 from src.algorithm import Method
 from src.algorithms import crl, gcsl, ppo
-from utils import Config
 
 ALGORITHMS: dict[str, Method] = {
-    "crl": Method(Config, crl.make, crl.workspace),
+    "crl": Method(crl.CRLConfig, crl.make, crl.workspace),
     "gcsl": Method(gcsl.GCSLConfig, gcsl.make, gcsl.workspace),
     "ppo": Method(ppo.PPOConfig, ppo.make, ppo.workspace),
 }

@@ -5,7 +5,7 @@ No critic and no reward; it explores by the spread of its own actions. Paper: ht
 
 import dataclasses
 from functools import partial
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,15 +17,16 @@ from src.algorithm import Algorithm, OffPolicyConfig
 from src.algorithms import crl
 from src.losses import action_log_prob
 from src.networks import Actor, make_trunk
+from utils import RATE, Choice
 
 
 @dataclasses.dataclass(frozen=True)
 class GCSLConfig(OffPolicyConfig):
     """Trains a goal-reaching agent with goal-conditioned supervised learning."""
 
-    algorithm: str = "gcsl"
-    policy_lr: float = 5e-4
-    goal_rule: str = "uniform"
+    algorithm: Annotated[str, Choice("algorithm")] = "gcsl"
+    policy_lr: Annotated[float, RATE] = 5e-4
+    goal_rule: Annotated[str, Choice("goal rule")] = "uniform"
     """Which later states of its trajectory an action is imitated for."""
 
 

@@ -8,7 +8,7 @@ Papers: https://arxiv.org/abs/1707.06347, https://arxiv.org/abs/1506.02438.
 import dataclasses
 import math
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,36 +20,37 @@ from src.agent import AgentState
 from src.algorithm import Algorithm, Step
 from src.losses import action_log_prob, tanh_gaussian_log_prob
 from src.networks import Actor, Encoder, make_trunk
-from utils import Config, ConfigError
+from utils import RATE, Choice, Config, ConfigError, Range
 
 
 @dataclasses.dataclass(frozen=True)
 class PPOConfig(Config):
     """Trains a goal-reaching agent on the environment's reward with PPO, on-policy."""
 
-    algorithm: str = "ppo"
-    unroll_length: int = 16
-    batch_size: int = 512
-    policy_lr: float = 3e-4
-    critic_lr: float = 3e-4
+    algorithm: Annotated[str, Choice("algorithm")] = "ppo"
+    unroll_length: Annotated[int, Range(1)] = 16
+    batch_size: Annotated[int, Range(2)] = 512
+    policy_lr: Annotated[float, RATE] = 3e-4
+    critic_lr: Annotated[float, RATE] = 3e-4
     """Adam's rate for the value network."""
-    discounting: float = 0.97
-    """What a reward counts for one action earlier."""
-    num_passes: int = 4
+    discounting: Annotated[float, Range(0, 1, open=True, example=0.97)] = 0.97
+    """What a reward counts for one action earlier; inside (0, 1)."""
+    num_passes: Annotated[int, Range(1)] = 4
     """Passes over each unroll, with every row once in each."""
-    gae_lambda: float = 0.95
+    gae_lambda: Annotated[float, Range(0, 1)] = 0.95
     """Advantages from all later rewards of the unroll (1), from the value of the next state (0), or between."""
-    clip: float = 0.3
+    clip: Annotated[float, Range(0, open=True, example=0.3)] = 0.3
     """How far an action's probability may move from that in the unroll, as a share of it, and still be learned from."""
-    value_coef: float = 0.25
+    value_coef: Annotated[float, Range(0)] = 0.25
     """Weight of the value's squared error in the loss."""
-    entropy_coef: float = 1e-4
+    entropy_coef: Annotated[float, Range(0)] = 1e-4
     """Weight of the policy's entropy in the loss."""
 
     def updates_per_training_step(self) -> int:
         return self.num_passes * self.num_envs * self.unroll_length // self.batch_size
 
     def check(self) -> None:
+        super().check()
         rows, size = self.num_envs * self.unroll_length, self.batch_size
         if rows % size:
             smaller = next((f"--batch_size {n} or " for n in range(min(rows, size), 1, -1) if rows % n == 0), "")
