@@ -135,7 +135,9 @@ class GoalEnv(abc.ABC):
         Raises:
           ValueError: a goal of another size than `goal_indices`.
         """
-        goal = jnp.asarray(self.sample_goal(key) if goal is None else goal, jnp.float32)
+        if goal is None:
+            goal = self.sample_goal(jax.random.clone(key))  # the start uses another part of the same key
+        goal = jnp.asarray(goal, jnp.float32)
         if goal.shape != (self.goal_dim,):
             raise ValueError(
                 f"{type(self).__name__}: goal_indices {self.goal_indices} name {self.goal_dim} entries, but the goal "

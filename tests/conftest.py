@@ -53,7 +53,7 @@ class ProbeEnv(Point):
 
     def sample_start(self, key, goal):
         _, _, life_key = jax.random.split(key, 3)
-        position = super().sample_start(key, goal)
+        position = super().sample_start(jax.random.clone(key), goal)
         low, high = self.lives or (2**30, 2**30)
         life = jax.random.randint(life_key, (), low, high + 1)
         return {"position": position, "tag": jnp.concatenate([position, goal]), "life": life}
