@@ -39,9 +39,10 @@ def two_encoders(config: Config, state_dim: int, action_size: int, goal_dim: int
     sa_encoder, g_encoder = (Encoder(make_trunk(config, "critic"), config.repr_dim) for _ in range(2))
 
     def init(keys: jax.Array) -> dict[str, Any]:
+        sa_key, g_key = keys
         return {
-            "sa_encoder": sa_encoder.init(keys[0], jnp.zeros((1, state_dim)), jnp.zeros((1, action_size))),
-            "g_encoder": g_encoder.init(keys[1], jnp.zeros((1, goal_dim))),
+            "sa_encoder": sa_encoder.init(sa_key, jnp.zeros((1, state_dim)), jnp.zeros((1, action_size))),
+            "g_encoder": g_encoder.init(g_key, jnp.zeros((1, goal_dim))),
         }
 
     return Critic(
