@@ -52,9 +52,7 @@ class GoalEnv(abc.ABC):
 
     state_dim: ClassVar[int]  # size of the state part of the observation
     action_size: ClassVar[int]  # size of the action, in [-1, 1]
-    goal_indices: ClassVar[
-        tuple[int, ...]
-    ]  # which state entries the goal speaks of; those of a state are what it achieved
+    goal_indices: ClassVar[tuple[int, ...]]  # which state entries the goal speaks of; the achieved goal is these
     goal_dist: ClassVar[float]  # success is a distance between achieved and commanded goal below this, in their unit
     other_thresholds: ClassVar[dict[str, float]] = {}  # further success metrics, e.g. {"success_easy": 2.0}
     goal_place_dim: ClassVar[int] = 3  # at most this many first entries of a goal are x, y, z: pictures show them
