@@ -6,6 +6,7 @@ import fcntl
 import json
 import math
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -16,6 +17,7 @@ import numpy as np
 from src.algorithms import ALGORITHMS
 from src.checkpoint import (
     BEST_PARAMS_FILE,
+    NOT_OFFERED,
     PARAMS_FILE,
     learned_arrays,
     list_checkpoints,
@@ -70,6 +72,8 @@ class InUse(ConfigError):
 def lock(run_dir: Path) -> IO:
     """Takes a run folder for this process, until the file is closed or the process ends, however it ends.
 
+    A file system without locks costs a warning.
+
     Raises:
       InUse: another process has it.
       ConfigError: it cannot be locked.
@@ -77,13 +81,45 @@ def lock(run_dir: Path) -> IO:
     with contextlib.ExitStack() as on_failure:
         try:
             file = on_failure.enter_context((run_dir / "lock").open("a"))
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _take(file)
         except BlockingIOError:
             raise InUse(f"{run_dir} is being trained by another process") from None
         except OSError as error:
             raise ConfigError(f"cannot lock {run_dir}: {error.strerror}") from None
         on_failure.pop_all()
     return file
+
+
+def _take(file: IO) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in NOT_OFFERED:
+            raise
+        print(f"warning: no locks here ({error.strerror}): nothing keeps others out of {file.name}", file=sys.stderr)
+
+
+def take_run_dirs(
+    config: Config, starts: list[tuple[Config, Checkpoint | None]], locks: contextlib.ExitStack
+) -> list["SeedRun"]:
+    """The seeds' runs in new folders or in those of their checkpoints, which are ours until `locks` is closed.
+
+    Raises:
+      ConfigError: one of them cannot be had; those made for it are gone again.
+    """
+    runs: list[SeedRun] = []
+    try:
+        for start in starts:
+            runs.append(SeedRun(*start))
+            locks.enter_context(lock(runs[-1].run_dir))
+        list_run_dirs(config, [seed_run.run_dir for seed_run in runs])
+    except ConfigError:
+        for seed_run in runs:
+            if seed_run.checkpoint is None:
+                (seed_run.run_dir / "lock").unlink(missing_ok=True)
+                seed_run.run_dir.rmdir()
+        raise
+    return runs
 
 
 def list_run_dirs(config: Config, run_dirs: list[Path], mode: str = "a") -> None:
