@@ -11,14 +11,15 @@ import jax
 from src import devices
 from src.command_line import command_line, parse_config
 from src.loggers import check_sweep
+from src.loop import RunState, run
 from src.output import Progress, tolerant_output
-from src.plan import describe_plan
+from src.plan import describe_plan, measure, out_of_memory
 from src.process import Interruption, enable_compilation_cache, only_first_process_prints
+from src.program import Program, make_program
 from src.recorder import Recorder, summary
 from src.registries import REGISTRIES
 from src.resume import find_checkpoints, load_resumed, seed_batches, seed_configs
 from src.run_folder import InUse, SeedRun, list_run_dirs, take_run_dirs
-from src.train import Program, RunState, make_program, run
 from utils import FAILED, IN_USE, INTERRUPTED, NEWEST, REFUSED, Config, derive_schedule
 
 
@@ -41,7 +42,7 @@ def main(args: list[str]) -> int:
         try:
             return train_batches(batches, config, interruption)
         except (MemoryError, jax.errors.JaxRuntimeError) as error:
-            print(devices.out_of_memory(batches[0], error), file=sys.stderr)
+            print(out_of_memory(batches[0], error), file=sys.stderr)
             return FAILED
 
 
@@ -109,7 +110,8 @@ def prepare(config: Config, locks: contextlib.ExitStack) -> Task | None:
         return None
     left_out = config.num_seeds - len(checkpoints) if checkpoints else 0
     program = make_program(dataclasses.replace(config, num_seeds=config.num_seeds - left_out), schedule)
-    print(describe_plan(program.config, schedule, program.env.env.sizes, program.mesh.devices.shape), flush=True)
+    costs = measure(program.config, program.env.env)
+    print(describe_plan(program.config, schedule, costs, program.mesh.devices.shape), flush=True)
     if config.dry_run:
         return None
     if config.resume and not checkpoints:

@@ -233,7 +233,7 @@ def report(program: train.Program, config: Config, parts: dict, seconds: dict, c
         "training env steps/s": env_steps / seconds["training step"],
         "replay MiB": replay / 2**20,
         "peak MiB": peak / 2**20,
-        "planned MiB": planned_bytes(config, program.env.env.sizes, devices.count(config)) / 2**20,
+        "planned MiB": planned_bytes(config, measure(config, program.env.env), devices.count(config)) / 2**20,
         "training step temporaries, share of the replay": memory.temp_size_in_bytes / replay,
         "compile s": compile_seconds["training step"],
     }

@@ -21,11 +21,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs 
 
 from scripts.plot import markdown_table, write_csv  # noqa: E402
 from scripts.trained import TrainedConfig, load_or_refuse  # noqa: E402
+from src.algorithm import Policy, policy_of  # noqa: E402
 from src.evaluator import Episodes, run_episodes  # noqa: E402
 from src.insight import draw_all, name_of_eval_env  # noqa: E402
 from src.output import run_command  # noqa: E402
+from src.program import Program  # noqa: E402
 from src.statistics import stratified_bootstrap  # noqa: E402
-from src.train import Program  # noqa: E402
 from utils import FAILED, REFUSED, ConfigError  # noqa: E402
 
 MOST_BINS = 5
@@ -50,11 +51,12 @@ def roll_out(
 ) -> Episodes:
     """Whole episodes of a policy whose `deterministic` is data, so that one program serves both."""
 
-    def policy(obs: jax.Array, key: jax.Array) -> jax.Array:
-        actions = [program.algorithm.act(agent_state, obs, key, deterministic=which) for which in (True, False)]
-        return jnp.where(deterministic, *actions)
+    both = [policy_of(program.algorithm, agent_state, which) for which in (True, False)]
 
-    return run_episodes(program.eval_env, policy, num_episodes, key)[0]
+    def act(memory: Any, obs: jax.Array, key: jax.Array) -> tuple[jax.Array, Any]:
+        return jax.tree.map(functools.partial(jnp.where, deterministic), *[each.act(memory, obs, key) for each in both])
+
+    return run_episodes(program.eval_env, Policy(both[0].init_memory, act), num_episodes, key)[0]
 
 
 def distance_bins(distances: np.ndarray, goal_dist: float) -> list[tuple[float, float]]:

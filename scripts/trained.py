@@ -9,9 +9,9 @@ from typing import Annotated, Any, Literal, TypeVar
 import tyro
 
 from src.command_line import parse
+from src.policy import PARAMS_FILES, load_trained
 from src.process import enable_compilation_cache
-from src.run_folder import PARAMS_FILES, load_trained
-from src.train import Program
+from src.program import Program
 
 
 @dataclasses.dataclass(frozen=True)

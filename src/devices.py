@@ -1,8 +1,8 @@
 """Many devices: which of them holds what, and what the processes of a run on several hosts tell each other.
 
-The devices form a mesh of two axes: `SEEDS`, over which the seeds are spread, and `ENVS`, over which the environments,
-the replay's columns and the batch of each seed are split. Parameters are whole on every device of their seed. All of it
-is said by the shardings of a few arrays; the program is the same on one device and on many.
+The devices form a mesh of two axes: `SEED_AXIS`, over which the seeds are spread, and `ENV_AXIS`, over which the
+environments, the replay's columns and the batch of each seed are split. Parameters are whole on every device of their
+seed. All of it is said by the shardings of a few arrays; the program is the same on one device and on many.
 """
 
 import contextlib
@@ -23,11 +23,11 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from envs import make_env
-from src.plan import DIVIDED_FLAGS, mesh_shape, smaller_plans
 from utils import AUTO, Config, ConfigError
 
-SEEDS, ENVS = "seeds", "envs"
+SEED_AXIS, ENV_AXIS = "seeds", "envs"
+# What the devices of one seed share out evenly.
+DIVIDED_FLAGS = ("num_envs", "batch_size", "num_eval_envs")
 # Arrays that several processes hold are collected in pieces of this size, so that none needs the whole on its device.
 _PIECE_BYTES = 64 * 2**20
 
@@ -58,6 +58,12 @@ def num_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def mesh_shape(num_seeds: int, num_devices: int) -> tuple[int, int]:
+    """Groups of devices that the seeds are spread over, and devices in a group, which share the envs of each seed."""
+    groups = math.gcd(num_seeds, num_devices)
+    return groups, num_devices // groups
+
+
 def make_mesh(config: Config) -> Mesh:
     """The devices of a run.
 
@@ -72,7 +78,7 @@ def make_mesh(config: Config) -> Mesh:
     for flag in DIVIDED_FLAGS:
         _require_divisible(config, flag, num_devices)
     shape = mesh_shape(config.num_seeds, num_devices)
-    return Mesh(np.array(devices[:num_devices]).reshape(shape), (SEEDS, ENVS))
+    return Mesh(np.array(devices[:num_devices]).reshape(shape), (SEED_AXIS, ENV_AXIS))
 
 
 def _require_divisible(config: Config, flag: str, num_devices: int) -> None:
@@ -255,13 +261,3 @@ def memory_per_device() -> int | None:
         allowed, _ = resource.getrlimit(resource.RLIMIT_AS)
         return min([machine, *([allowed] if allowed > 0 else [])]) // jax.local_device_count()
     return (device.memory_stats() or {}).get("bytes_limit")
-
-
-def out_of_memory(config: Config, error: Exception) -> str:
-    """The line that says what to lower, and by how much; an error that is none of memory is raised again."""
-    if not isinstance(error, MemoryError) and not re.search("RESOURCE_EXHAUSTED|[Oo]ut of memory", str(error)):
-        raise error
-    sizes = make_env(config.env_name, config.backend).sizes
-    lower = smaller_plans(config, sizes, count(config), memory_per_device())
-    reason = next(iter(str(error).splitlines()), type(error).__name__)
-    return f"error: out of memory; {lower} ({reason})"

@@ -9,11 +9,12 @@ import numpy as np
 
 from src import devices
 from src.checkpoint import PARAMS_FILE, CheckpointWriter, host_arrays
+from src.loop import Moment
 from src.output import Progress
 from src.process import Interruption
+from src.program import Program
 from src.run_folder import SeedRun
 from src.showcase import Showcase
-from src.train import Moment, Program
 
 
 class Recorder:

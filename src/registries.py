@@ -1,14 +1,15 @@
 """All registries that flags choose from, by the kind that a field names: `Annotated[str, Choice("env")]`."""
 
 from envs import ENVS
-from envs.base import BACKENDS
+from envs.physics import BACKENDS
 from src.algorithms import ALGORITHMS
+from src.critics import CRITICS
+from src.goals import GOAL_RULES, PROPOSALS
+from src.hindsight import HER_RULES
 from src.losses import CONTRASTIVE_LOSSES, ENERGY_FNS
 from src.networks import NETWORKS
 from utils import Registries
 
-GOAL_RULES = {"geometric": None}
-PROPOSALS = {"env": None, "achieved": None}
 WANDB_MODES = ("online", "offline")
 
 REGISTRIES: Registries = {
@@ -17,6 +18,8 @@ REGISTRIES: Registries = {
     "backend": BACKENDS,
     "goal proposal": PROPOSALS,
     "goal rule": GOAL_RULES,
+    "hindsight rule": HER_RULES,
+    "critic": CRITICS,
     "contrastive loss": CONTRASTIVE_LOSSES,
     "energy": ENERGY_FNS,
     "network": NETWORKS,

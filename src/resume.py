@@ -11,9 +11,11 @@ from envs import make_env
 from src import devices
 from src.algorithms import ALGORITHMS
 from src.checkpoint import device_tree, host_arrays, list_checkpoints, read_arrays, read_manifest
-from src.plan import seeds_that_fit
+from src.loop import RunState, make_init
+from src.plan import measure, seeds_that_fit
+from src.program import Program
 from src.run_folder import Checkpoint, trained_with
-from src.train import Program, RunState, beginning, empty_replay
+from src.train import empty_replay
 from utils import NEWEST, Config, ConfigError, may_differ, read_config
 
 
@@ -33,10 +35,11 @@ def seed_batches(config: Config) -> list[Config]:
             f"all, or --num_seeds {size}"
         )
     if config.num_seeds > 1 and not (config.seed_batch or resumed or named):
-        sizes, memory = make_env(config.env_name, config.backend).sizes, devices.memory_per_device()
+        costs = measure(config, make_env(config.env_name, config.backend))
+        memory = devices.memory_per_device()
         if memory and config.checkpoint_replay and jax.default_backend() == "cpu":
             memory //= 2  # for the copy of the replay that a checkpoint is written from
-        size = seeds_that_fit(config, sizes, devices.count(config), memory)
+        size = seeds_that_fit(config, costs, devices.count(config), memory)
     end = config.seed + config.num_seeds
     batches = [
         dataclasses.replace(config, seed=first, num_seeds=min(size, end - first))
@@ -155,8 +158,8 @@ def load_run_state(program: Program, checkpoints: list[Checkpoint]) -> RunState:
         stored.append(arrays)
     several = len(checkpoints) > 1
     arrays = {name: np.stack([each[name] for each in stored]) for name in stored[0]} if several else stored[0]
-    begin, start_keys, _ = beginning(program, [checkpoint.config.seed for checkpoint in checkpoints])
-    train_state, totals = jax.eval_shape(begin, start_keys)
+    init, start_keys, _ = make_init(program, [checkpoint.config.seed for checkpoint in checkpoints])
+    train_state, totals = jax.eval_shape(init, start_keys)
     try:
         state = device_tree(arrays, {"train_state": train_state, "totals": totals})
     except ValueError as error:

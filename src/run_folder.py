@@ -11,30 +11,27 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-import jax
 import numpy as np
 
-from src.algorithms import ALGORITHMS
+from src import devices
 from src.checkpoint import (
     BEST_PARAMS_FILE,
     NOT_OFFERED,
     PARAMS_FILE,
     learned_arrays,
     list_checkpoints,
-    load_params,
     save_params,
 )
 from src.command_line import command_line
 from src.loggers import TensorBoardLogger, WandbLogger
+from src.loop import Position
 from src.output import CSVLogger, Logger, read_rows, survives
-from src.train import Position, Program, beside_training, make_program
+from src.program import Program
 from utils import (
     Config,
     ConfigError,
     Schedule,
-    derive_schedule,
     make_run_dir,
-    read_config,
     write_record,
     write_text,
 )
@@ -123,43 +120,18 @@ def take_run_dirs(
 
 
 def list_run_dirs(config: Config, run_dirs: list[Path], mode: str = "a") -> None:
-    """Adds run folders to --run_dir_file, one path per line; with `mode` "w" the file begins with them.
+    """Adds run folders to --run_dir_file, one path per line; with `mode` "w" the file begins with them. The first
+    process alone does.
 
     Raises:
       ConfigError: it cannot be written.
     """
-    if config.run_dir_file:
+    if config.run_dir_file and not config.dry_run and devices.is_first_process():
         try:
             with open(config.run_dir_file, mode) as file:
                 file.writelines(f"{run_dir}\n" for run_dir in run_dirs)
         except OSError as error:
             raise ConfigError(f"--run_dir_file: cannot write {config.run_dir_file}: {error.strerror}") from None
-
-
-# What a run has learned, for the programs that look at it.
-
-PARAMS_FILES = {"last": PARAMS_FILE, "best": BEST_PARAMS_FILE}
-
-
-def load_trained(run_dir: Path, params: str = "last", eval_env: str | None = None) -> tuple[Program, Any]:
-    """The program of a run folder and its agent state, the optimiser's numbers left out.
-
-    Args:
-      params: which policy, a key of `PARAMS_FILES`.
-      eval_env: the environment to evaluate on instead of the run's own.
-
-    Raises:
-      ValueError: no run folder, no policy in it, or an environment that does not exist or does not fit.
-    """
-    config = read_config(run_dir, ALGORITHMS)
-    # One device is enough, and the run's sizes need not divide among those that happen to be here.
-    config = dataclasses.replace(config, eval_env=eval_env or config.eval_env, num_devices=1)
-    path = run_dir / PARAMS_FILES[params]
-    if not path.exists():
-        raise ConfigError(f"{run_dir} holds no policy: no {path.name}, which the first evaluation leaves")
-    program = make_program(config, derive_schedule(config))
-    agent_state = load_params(path, jax.eval_shape(program.algorithm.init, jax.random.key(0)))
-    return beside_training(program), agent_state.replace(opt_state=None)
 
 
 # Running.
@@ -187,7 +159,7 @@ class SeedRun:
         self._unwritten: dict[str, Callable[[], None]] = {}
 
     def open(
-        self, program: Program, devices: list[str], together: list[str], wait_for_writer: Callable[[], None]
+        self, program: Program, kinds: list[str], together: list[str], wait_for_writer: Callable[[], None]
     ) -> None:
         """Records what is about to run and opens the loggers.
 
@@ -207,7 +179,7 @@ class SeedRun:
         for leftover in (self.run_dir / "checkpoints").glob(".*"):  # half written when the process was killed
             shutil.rmtree(leftover, ignore_errors=True)
         names = trained_with(self.run_dir) if self.checkpoint else together
-        self._write("config.json", lambda: write_record(self.run_dir, self.config, program.schedule, devices, names))
+        self._write("config.json", lambda: write_record(self.run_dir, self.config, program.schedule, kinds, names))
         self.csv = CSVLogger(self.run_dir / "metrics.csv", read_rows(self.run_dir / "metrics.csv", self.evaluated_at))
         self.wandb = WandbLogger(self.config, self.run_dir, run_id) if self.config.log_wandb else None
         self.loggers: list[Logger] = [self.csv, *([self.wandb] if self.wandb else [])]

@@ -444,8 +444,8 @@ def test_memory_that_runs_out_is_answered_by_what_would_fit(monkeypatch, tmp_pat
 class Exploding(ProbeEnv):
     """Its physics blows up, for good, once the point is right of x = 0.5; nothing says that the episode has ended."""
 
-    def _move(self, sys, pipeline_state, control):
-        pipeline_state = super()._move(sys, pipeline_state, control)
+    def step_pipeline(self, pipeline_state, action):
+        pipeline_state = super().step_pipeline(pipeline_state, action)
         position = pipeline_state["position"]
         return pipeline_state | {"position": jnp.where(position[0] > 0.5, jnp.nan, position)}
 

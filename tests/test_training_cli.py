@@ -222,8 +222,8 @@ def train_probe(config, probe=ProbeEnv):
 class NaNMetric(ProbeEnv):
     """Reports a metric that is no number, at every step."""
 
-    def step_metrics(self, before, pipeline_state, action):
-        return super().step_metrics(before, pipeline_state, action) | {"x": np.nan}
+    def step_metrics(self, before, after, action):
+        return super().step_metrics(before, after, action) | {"x": np.nan}
 
 
 def test_an_env_that_reports_nan_stops_the_run_before_training(tmp_path, capsys):

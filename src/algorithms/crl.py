@@ -1,39 +1,34 @@
-"""Contrastive RL as an algorithm: `init`, `act`, `update` on one `AgentState`. The loop knows no more of it.
+"""Contrastive RL: the critic, the actor and their update, behind the seam of src/algorithm.py.
 
 Critic: f(phi(s, a), psi(g)), trained by a contrastive loss so that exp f is proportional to how much likelier g is to
-be reached after (s, a). Actor: tanh-Gaussian, trained to maximise f with an entropy bonus. No reward is used.
+be reached after (s, a). Actor: tanh-Gaussian, trained to maximise f with an entropy bonus. No reward is used. With
+`action_chunk` H, the action everywhere is a plan of H actions (https://arxiv.org/abs/2608.30640).
 Papers: https://arxiv.org/abs/2206.07568, https://arxiv.org/abs/2408.11052.
 """
 
 import dataclasses
-import functools
+from functools import partial
 from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from flax import struct
 
-from envs.base import GoalEnv
-from src.algorithm import OffPolicyConfig
+from envs.base import GoalEnv, Sizes
+from src import agent, goals, replay_buffer
+from src.agent import AgentState
+from src.algorithm import Algorithm, OffPolicyConfig, Step
+from src.critics import CRITICS, Critic, critic_loss, ensemble
 from src.losses import (
-    CONTRASTIVE_LOSSES,
-    ENERGY_FNS,
     EXPLORATION_SIGNS,
+    TABLES_OF_DIFFERENCES,
     actor_loss,
     exploration_bonus,
-    logit_metrics,
-    pairwise_energy,
-    row_logsumexp,
     tanh_gaussian_log_prob,
     temperature_loss,
 )
-from src.networks import NETWORKS, Actor, Encoder
-from src.replay_buffer import Batch
-from utils import RATE, Before, Choice, Config, ConfigError, Range
-
-# A state entry that never moves would otherwise be blown up by its rounding noise.
-_MIN_STD = 1e-2
+from src.networks import Actor, make_trunk
+from utils import RATE, Before, Choice, ConfigError, Range
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,10 +59,14 @@ class CRLConfig(OffPolicyConfig):
     """Drop the entropy term from the actor's loss."""
     repr_dim: Annotated[int, Range(1)] = 64
     """Size of the representations."""
+    critic: Annotated[str, Choice("critic"), Before("two_encoders")] = "two_encoders"
+    """Form of the critic."""
     num_critics: Annotated[int, Range(1, 1000), Before(1)] = 1
     """Critics trained side by side; of several, the least energy counts."""
     goal_rule: Annotated[str, Choice("goal rule"), Before("geometric")] = "geometric"
     """Which later states of its trajectory a row is trained to reach."""
+    action_chunk: Annotated[int, Range(1), Before(1)] = 1
+    """Actions that the policy plans at once and carries out without looking."""
 
     def check(self) -> None:
         super().check()
@@ -82,223 +81,209 @@ class CRLConfig(OffPolicyConfig):
             )
 
 
-@struct.dataclass
-class Normalizer:
-    """Running moments of the states seen in training: `count` (), `mean` and `squares` (sum of squared deviations)
-    (state_dim,)."""
-
-    count: jax.Array
-    mean: jax.Array
-    squares: jax.Array
-
-
-@struct.dataclass
-class AgentState:
-    """All that learns: `params` with the keys actor, critic and log_alpha, the optimiser's moments of all of them
-    (`opt_state`), and the normaliser (None when observations are not normalised)."""
-
-    params: dict[str, Any]
-    opt_state: Any
-    normalizer: Normalizer | None
-
-
 class Networks(NamedTuple):
-    """The three modules and what they need of the env."""
+    """Actor and critic, and what they need of the env."""
 
     actor: Actor
-    sa_encoder: Encoder
-    g_encoder: Encoder
+    critic: Critic
     state_dim: int
     action_size: int
     goal_indices: tuple[int, ...]
 
 
-def make_networks(config: Config, env: GoalEnv) -> Networks:
-    """The modules for one config and env, without parameters."""
-    trunk = functools.partial(
-        NETWORKS[config.network], h_dim=config.h_dim, n_hidden=config.n_hidden, use_ln=config.use_ln
+def make(config: CRLConfig, env: GoalEnv) -> Algorithm:
+    """CRL bound to one config and env."""
+    networks = make_networks(config, env)
+    return Algorithm(
+        init=partial(init, config, networks),
+        init_memory=partial(agent.init_plan, length=config.action_chunk, action_size=env.action_size),
+        act=partial(act, config, networks),
+        keep=keep,
+        absorb=agent.absorb_states,
+        # A pair needs a later row, and a plan all of its actions.
+        index=partial(replay_buffer.index_futures, least=max(config.action_chunk - 1, 1)),
+        draw=partial(draw, config),
+        gather=partial(gather, config.action_chunk, networks.goal_indices),
+        update=partial(update, config, networks),
+        energy=partial(energy, networks),
+        propose=partial(propose, networks),
+        drawable=lambda index: index.rank[-1],
     )
+
+
+def make_networks(config: CRLConfig, env: GoalEnv) -> Networks:
+    """The functions for one config and env, without parameters."""
+    plan_size = config.action_chunk * env.action_size
+    critic = CRITICS[config.critic](config, env.state_dim, plan_size, env.goal_dim)
     return Networks(
-        actor=Actor(trunk(), env.action_size),
-        sa_encoder=Encoder(trunk(), config.repr_dim),
-        g_encoder=Encoder(trunk(), config.repr_dim),
+        actor=Actor(make_trunk(config, "actor"), plan_size),
+        critic=ensemble(critic, config.num_critics),
         state_dim=env.state_dim,
         action_size=env.action_size,
         goal_indices=tuple(env.goal_indices),
     )
 
 
-def make_optimizer(config: Config) -> optax.GradientTransformation:
-    """Adam for all three, each with its own rate. Its moments are flat arrays of all parameters: one kernel, not one
-    for each parameter."""
-    rates = {"actor": config.policy_lr, "critic": config.critic_lr, "log_alpha": config.alpha_lr}
-
-    def descend(updates, params=None):
-        return {name: optax.tree.scale(-rates[name], update) for name, update in updates.items()}
-
-    return optax.chain(optax.flatten(optax.scale_by_adam()), optax.stateless(descend))
+def rates(config: CRLConfig) -> dict[str, float]:
+    """Adam's rate of each part."""
+    return {"actor": config.policy_lr, "critic": config.critic_lr, "log_alpha": config.alpha_lr}
 
 
-def init(config: Config, networks: Networks, key: jax.Array) -> AgentState:
+def init(config: CRLConfig, networks: Networks, key: jax.Array) -> AgentState:
     """Fresh parameters, optimiser and normaliser."""
-    actor_key, sa_key, g_key = jax.random.split(key, 3)
-    state, action = jnp.zeros((1, networks.state_dim)), jnp.zeros((1, networks.action_size))
-    goal = jnp.zeros((1, len(networks.goal_indices)))
-    critic = {
-        "sa_encoder": networks.sa_encoder.init(sa_key, state, action),
-        "g_encoder": networks.g_encoder.init(g_key, goal),
-    }
+    actor_key, *critic_keys = jax.random.split(key, 3)
+    state, goal = jnp.zeros((1, networks.state_dim)), jnp.zeros((1, len(networks.goal_indices)))
+    critic = networks.critic.init(jnp.stack(critic_keys))
     if config.use_c_target:
-        critic["c_target"] = jnp.ones(())
+        critic["c_target"] = jnp.ones(() if config.num_critics == 1 else config.num_critics)
     params = {
         "actor": networks.actor.init(actor_key, state, goal),
         "critic": critic,
         "log_alpha": jnp.zeros(()),
     }
-    moments = Normalizer(jnp.zeros(()), jnp.zeros(networks.state_dim), jnp.zeros(networks.state_dim))
-    return AgentState(
-        params=params,
-        opt_state=make_optimizer(config).init(params),
-        normalizer=moments if config.normalize_observations else None,
-    )
+    return agent.init_agent(params, rates(config), networks.state_dim, config.normalize_observations)
 
 
-# Normalisation. Goals are parts of states, so a goal is scaled by the moments of the entries it speaks of: the actor
-# and both encoders see hindsight goals and commanded goals on one scale.
-
-
-def observe(normalizer: Normalizer | None, states: jax.Array) -> Normalizer | None:
-    """Adds states (..., state_dim) to the moments (Chan's parallel update)."""
-    if normalizer is None:
-        return None
-    states = states.reshape(-1, states.shape[-1])
-    added, mean = states.shape[0], jnp.mean(states, axis=0)
-    count = normalizer.count + added
-    shift = mean - normalizer.mean
-    squares = jnp.sum(jnp.square(states - mean), axis=0) + jnp.square(shift) * normalizer.count * added / count
-    return Normalizer(count, normalizer.mean + shift * added / count, normalizer.squares + squares)
-
-
-def normalize(
-    normalizer: Normalizer | None, networks: Networks, state: jax.Array, goal: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """State and goal as the networks see them."""
-    if normalizer is None:
-        return state, goal
-    std = jnp.sqrt(normalizer.squares / jnp.maximum(normalizer.count, 1.0))
-    std = jnp.where(normalizer.count > 0, jnp.maximum(std, _MIN_STD), 1.0)
-    at = jnp.array(networks.goal_indices)
-    return (state - normalizer.mean) / std, (goal - normalizer.mean[at]) / std[at]
-
-
-# Acting and learning.
+# Acting.
 
 
 def act(
-    networks: Networks, agent_state: AgentState, obs: jax.Array, key: jax.Array, deterministic: bool = False
-) -> jax.Array:
-    """(..., action_size) actions in [-1, 1] for observations (..., state_dim + goal_dim)."""
-    state, goal = jnp.split(obs, [networks.state_dim], axis=-1)
-    mean, std = networks.actor.apply(
-        agent_state.params["actor"], *normalize(agent_state.normalizer, networks, state, goal)
-    )
-    return jnp.tanh(mean if deterministic else mean + std * jax.random.normal(key, mean.shape))
+    config: CRLConfig,
+    networks: Networks,
+    agent_state: AgentState,
+    memory: Any,
+    obs: jax.Array,
+    key: jax.Array,
+    deterministic: bool = False,
+) -> tuple[jax.Array, Any]:
+    """(..., action_size) actions in [-1, 1] for observations (..., state_dim + goal_dim), and the plan to remember."""
+    mean, std = policy(networks, agent_state, *jnp.split(obs, [networks.state_dim], axis=-1))
+    proposal = jnp.tanh(mean if deterministic else mean + std * jax.random.normal(key, mean.shape))
+    return agent.follow_plan(memory, proposal, config.action_chunk)
+
+
+def policy(
+    networks: Networks, agent_state: AgentState, state: jax.Array, goal: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Mean and standard deviation, before the tanh, of the policy in states and goals as the env gives them."""
+    state, goal = agent.normalize(agent_state.normalizer, networks.goal_indices, state, goal)
+    return networks.actor.apply(agent_state.params["actor"], state, goal)
+
+
+def propose(networks: Networks, agent_state: AgentState, state: jax.Array, goal: jax.Array) -> jax.Array:
+    """What the deterministic policy does in states (..., state_dim) for goals (..., goal_dim)."""
+    return jnp.tanh(policy(networks, agent_state, state, goal)[0])
 
 
 def energy(
-    config: Config, networks: Networks, agent_state: AgentState, state: jax.Array, action: jax.Array, goal: jax.Array
+    networks: Networks, agent_state: AgentState, state: jax.Array, action: jax.Array, goal: jax.Array
 ) -> jax.Array:
-    """(...) the critic's energy of states (..., state_dim), actions (..., action_size) and goals (..., goal_dim)."""
-    state, goal = normalize(agent_state.normalizer, networks, state, goal)
-    critic = agent_state.params["critic"]
-    phi = networks.sa_encoder.apply(critic["sa_encoder"], state, action)
-    return ENERGY_FNS[config.energy_fn](phi, networks.g_encoder.apply(critic["g_encoder"], goal))
+    """(...) the critic's energy of states (..., state_dim), actions and goals (..., goal_dim)."""
+    state, goal = agent.normalize(agent_state.normalizer, networks.goal_indices, state, goal)
+    critic, params = networks.critic, agent_state.params["critic"]
+    return critic.energy(critic.phi(params, state, action), critic.psi(params, goal))
 
 
-def critic_loss(
-    config: Config, params: dict[str, Any], phi: jax.Array, psi: jax.Array
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The contrastive loss of (B, D) representations with its penalties, and what to report of it (`batch_means`)."""
-    logits = pairwise_energy(config.energy_fn, phi, psi)
-    if config.use_c_target:
-        logits = logits * params["c_target"]
-    loss = CONTRASTIVE_LOSSES[config.contrastive_loss_fn](logits, no_resubs=config.no_resubs)
-    if config.logsumexp_penalty:
-        log_partition = row_logsumexp(logits, config.no_resubs)
-        loss += config.logsumexp_penalty * jnp.mean(jnp.square(log_partition))
-    l2_penalty = jnp.mean(jnp.square(phi) + jnp.square(psi), axis=-1)
-    if config.l2_penalty:
-        loss += config.l2_penalty * jnp.mean(l2_penalty)
-    phi_norm, psi_norm = jnp.linalg.norm(phi, axis=-1), jnp.linalg.norm(psi, axis=-1)
-    metrics = {
-        "crl_critic_loss": loss,
-        "sa_repr_mean": phi_norm,
-        "sa_repr_std": jnp.std(phi_norm),
-        "g_repr_mean": psi_norm,
-        "g_repr_std": jnp.std(psi_norm),
-        "l2_penalty": l2_penalty,
-        **logit_metrics(logits),
-    }
-    return loss, metrics | ({"c_target": params["c_target"]} if config.use_c_target else {})
+# Data: from steps to batches.
 
 
-def with_other_goals(share: float, *per_goal: jax.Array) -> list[jax.Array]:
-    """Gives the first `share` of the rows of each (B, ...) array, one at least if it is not 0, the next row's value;
-    rows come in random order."""
-    if not share:
-        return list(per_goal)
-    size = per_goal[0].shape[0]
-    swapped = jnp.arange(size) < max(round(share * size), 1)
-    return [jnp.where(swapped[:, None], jnp.roll(value, -1, axis=0), value) for value in per_goal]
+@struct.dataclass
+class Row:
+    """What the replay keeps of a step: `state` (N, state_dim), `action` (N, action_size), `traj_id` (N,)."""
+
+    state: jax.Array
+    action: jax.Array
+    traj_id: jax.Array
+
+
+@struct.dataclass
+class Batch:
+    """Training pairs: `state` (B, state_dim), `action` (B, H * action_size), `future_goal` (B, goal_dim)."""
+
+    state: jax.Array
+    action: jax.Array
+    future_goal: jax.Array
+
+
+def keep(step: Step) -> Row:
+    """The row of a step."""
+    return Row(step.state, step.action, step.traj_id)
+
+
+def draw(
+    config: CRLConfig, agent_state: AgentState, buffer_state: replay_buffer.BufferState, index: Any, key: jax.Array
+) -> goals.Pairs:
+    """All pairs of a training step at once, (updates, B)."""
+    del agent_state, buffer_state
+    return goals.draw_pairs(config, config.goal_rule, index, key)
+
+
+def gather(action_chunk: int, goal_indices: tuple[int, ...], rows: Row, index: Any, pairs: goals.Pairs) -> Batch:
+    """The training pairs at (B,) numbers of rows."""
+    del index
+    first = replay_buffer.take(rows.replace(traj_id=None), pairs.row)
+    future_state = replay_buffer.take(rows.state, pairs.future_row)
+    action = first.action
+    if action_chunk > 1:
+        later = pairs.row[:, None], jnp.arange(action_chunk)
+        plan = replay_buffer.take(rows.action, replay_buffer.later_row(*later, rows.traj_id.shape))
+        action = plan.reshape(plan.shape[0], -1)
+    return Batch(first.state, action, future_state[:, jnp.array(goal_indices)])
+
+
+# Learning.
 
 
 def policy_loss(
-    config: Config, networks: Networks, params: dict[str, Any], key: jax.Array, state: jax.Array, goal: jax.Array, psi
+    config: CRLConfig,
+    networks: Networks,
+    params: dict[str, Any],
+    key: jax.Array,
+    state: jax.Array,
+    goal: jax.Array,
+    psi,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Actor plus temperature loss from one pass of the policy, and what to report (`batch_means`); the critic, and
     `psi` with it, is held fixed."""
     critic = jax.lax.stop_gradient(params["critic"])
-    goal, psi = with_other_goals(config.random_goals, goal, jax.lax.stop_gradient(psi))
+    goal, psi = goals.with_other_goals(config.random_goals, goal, jax.lax.stop_gradient(psi))
     mean, std = networks.actor.apply(params["actor"], state, goal)
     pre_tanh = mean + std * jax.random.normal(key, mean.shape)
     log_prob = tanh_gaussian_log_prob(pre_tanh, mean, std)
-    phi = networks.sa_encoder.apply(critic["sa_encoder"], state, jnp.tanh(pre_tanh))
-    energy = ENERGY_FNS[config.energy_fn](phi, psi)
+    phi = networks.critic.phi(critic, state, jnp.tanh(pre_tanh))
+    energy = networks.critic.energy(phi, psi)
     alpha = jnp.exp(params["log_alpha"])
     actor = actor_loss(jax.lax.stop_gradient(alpha), log_prob, energy, config.disable_entropy_actor)
     if config.exploration_coef:
         actor += config.exploration_coef * exploration_bonus(config.energy_fn, phi)
-    temperature = temperature_loss(alpha, log_prob, -0.5 * networks.action_size)
+    entropy = agent.target_entropy(networks.action_size, config.action_chunk)
+    temperature = temperature_loss(alpha, log_prob, entropy)
     metrics = {"actor_loss": actor, "alpha_loss": temperature, "alpha": alpha, "entropy": -log_prob}
     return actor + temperature, metrics
 
 
 def update(
-    config: Config, networks: Networks, agent_state: AgentState, batch: Batch, key: jax.Array
+    config: CRLConfig, networks: Networks, agent_state: AgentState, batch: Batch, key: jax.Array
 ) -> tuple[AgentState, dict[str, jax.Array]]:
-    """One gradient step of critic, actor and temperature, all from the parameters of before the step."""
-    future_goal = batch.future_state[:, jnp.array(networks.goal_indices)]
-    state, goal = normalize(agent_state.normalizer, networks, batch.state, future_goal)
+    """One gradient step of critic, actor and temperature, all from the parameters before the step."""
+    state, goal = agent.normalize(agent_state.normalizer, networks.goal_indices, batch.state, batch.future_goal)
 
     def total_loss(params):
         critic = params["critic"]
-        phi = networks.sa_encoder.apply(critic["sa_encoder"], state, batch.action)
-        psi = networks.g_encoder.apply(critic["g_encoder"], goal)
-        contrastive, critic_metrics = critic_loss(config, critic, phi, psi)
+        phi, psi = networks.critic.phi(critic, state, batch.action), networks.critic.psi(critic, goal)
+        contrastive, critic_metrics = critic_loss(config, networks.critic, critic, phi, psi)
         policy, policy_metrics = policy_loss(config, networks, params, key, state, goal, psi)
         return contrastive + policy, critic_metrics | policy_metrics
 
     gradients, metrics = jax.grad(total_loss, has_aux=True)(agent_state.params)
-    updates, opt_state = make_optimizer(config).update(gradients, agent_state.opt_state)
-    params = optax.apply_updates(agent_state.params, updates)
-    return agent_state.replace(params=params, opt_state=opt_state), batch_means(metrics)
+    return agent.descend(agent_state, gradients, rates(config)), agent.batch_means(metrics)
 
 
-def batch_means(metrics: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """Takes the mean of each metric that has a value a row, (B,); the others are ().
-
-    One reduction for all: what an update costs on a GPU is the number of its kernels.
-    """
-    by_row = {name: metric for name, metric in metrics.items() if metric.ndim}
-    means = jnp.mean(jnp.stack(list(by_row.values())), axis=1)
-    return metrics | dict(zip(by_row, means, strict=True))
+def workspace(config: CRLConfig, sizes: Sizes) -> float:
+    """Floats that one update needs beyond parameters and rows, fitted to the memory of compiled programs: activations
+    per hidden unit and per number of a representation, tables of (B, B)."""
+    del sizes
+    hidden, representation, tables = 7, 6, 10
+    per_pair = tables + (config.repr_dim if config.energy_fn in TABLES_OF_DIFFERENCES else 0)
+    per_row = hidden * config.h_dim * config.n_hidden + representation * config.repr_dim + per_pair * config.batch_size
+    return config.num_critics * config.batch_size * per_row
