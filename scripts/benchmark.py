@@ -29,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs 
 
 from src import devices, replay_buffer, train
 from src.command_line import check_config, parse_config
+from src.output import run_command
 from src.plan import planned_bytes
 from src.registries import REGISTRIES
 from utils import REFUSED, Config, ConfigError, derive_schedule, write_text
@@ -318,4 +319,4 @@ def plot(results: list[dict], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_command(main))

@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs 
 from src import train
 from src.checkpoint import CheckpointWriter, host_arrays
 from src.command_line import parse_config
+from src.output import run_command
 from src.process import enable_compilation_cache
 from src.registries import REGISTRIES
 from utils import REFUSED, ConfigError, derive_schedule, write_text
@@ -92,4 +93,4 @@ def measure(program: train.Program, pairs: int) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_command(main))

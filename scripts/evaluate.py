@@ -24,6 +24,7 @@ from scripts.trained import TrainedConfig, load_or_refuse  # noqa: E402
 from src.algorithm import Policy, policy_of  # noqa: E402
 from src.evaluator import Episodes, run_episodes  # noqa: E402
 from src.insight import draw_all, name_of_eval_env  # noqa: E402
+from src.output import run_command  # noqa: E402
 from src.program import Program  # noqa: E402
 from src.statistics import stratified_bootstrap  # noqa: E402
 from utils import FAILED, REFUSED, ConfigError  # noqa: E402
@@ -145,4 +146,4 @@ def main(args: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_command(main))

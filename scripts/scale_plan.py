@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs 
 
 from envs import make_env
 from src.algorithms import ALGORITHMS
+from src.output import run_command
 from src.plan import memory_plan, parameter_count
 from utils import REFUSED, config_of, derive_schedule
 
@@ -68,6 +69,7 @@ def main(args: list[str]) -> int:
         measured = json.loads(options.measured.read_text())
         measured = measured[0] if isinstance(measured, list) else measured  # of a sweep, the base
         measured = {name: measured[name] for name in ("flags", "env steps/s, env alone", "update ms")}
+        config_of(measured["flags"], ALGORITHMS, "flags")
     except (OSError, ValueError, LookupError, TypeError) as error:
         print(f"error: {options.measured} is no file of scripts/benchmark.py: {error}", file=sys.stderr)
         return REFUSED
@@ -79,4 +81,4 @@ def main(args: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_command(main))

@@ -23,7 +23,10 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
-jax.devices()  # once in use, JAX keeps its devices: in-process calls of `training.main` must not change their number
+@pytest.fixture(autouse=True, scope="session")
+def _use_devices() -> None:
+    """Once in use, JAX keeps its devices: in-process calls of `training.main` must not change their number."""
+    jax.devices()
 
 
 class ProbeEnv(Point):
