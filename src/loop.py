@@ -88,7 +88,7 @@ class Moment(NamedTuple):
       speed: env steps per second of the last chunk, of each seed; None at an evaluation.
       metrics: one dict per seed at an evaluation, else None.
       env_resets: (K, N) at an evaluation, how often the physics of each env blew up since the one before; else None.
-      drawable: (K,) when the prefill ends and at later evaluations, how many rows of the replay can be drawn; else None.
+      drawable: (K,) at the end of the prefill and at later evaluations, how many rows can be drawn; else None.
     """
 
     run_state: RunState

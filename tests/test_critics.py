@@ -10,7 +10,7 @@ from conftest import ProbeEnv, tiny
 
 from src import critics
 from src.algorithms import crl
-from src.critics import CRITICS, Critic, ensemble
+from src.critics import CRITICS, Critic, critic_loss, ensemble
 from src.losses import ENERGY_FNS
 
 BATCH, STATE, ACTION, GOAL = 5, 6, 2, 3
@@ -22,7 +22,7 @@ def make(num_critics, config=None):
     """The critic, and its parameters."""
     config = config or tiny()
     critic = ensemble(CRITICS[config.critic](config, STATE, ACTION, GOAL), num_critics)
-    return critic, critic.init(jax.random.split(jax.random.key(1)))
+    return critic, critic.init(tuple(jax.random.split(jax.random.key(1))))
 
 
 def own(params, number):
@@ -45,7 +45,7 @@ def test_an_ensemble_of_one_is_the_critic_alone():
     """Its keys and its digits, too."""
     alone = CRITICS["two_encoders"](tiny(), STATE, ACTION, GOAL)
     one, params = make(1)
-    assert_same(params, alone.init(jax.random.split(jax.random.key(1))), rtol=0)
+    assert_same(params, alone.init(tuple(jax.random.split(jax.random.key(1)))), rtol=0)
     phi, psi = represent(one, params)
     assert phi.shape == psi.shape == (BATCH, 4)
     assert_same((phi, psi), represent(alone, params), rtol=0)
@@ -117,7 +117,7 @@ def test_losses_of_an_ensemble_add_and_each_critic_follows_its_own(options):
 
     def loss(config, critic, params):
         phi, psi = critic.phi(params, batch.state, batch.action), critic.psi(params, batch.future_goal)
-        return crl.critic_loss(config, critic, params, phi, psi)
+        return critic_loss(config, critic, params, phi, psi)
 
     def graded(config, critic, params):
         return jax.jit(jax.value_and_grad(functools.partial(loss, config, critic), has_aux=True))(params)

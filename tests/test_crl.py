@@ -10,10 +10,9 @@ import pytest
 from conftest import UPDATE_METRICS, ProbeEnv, tiny
 from jax.flatten_util import ravel_pytree
 
-from src import losses
+from src import critics, losses
 from src.agent import Normalizer, batch_means, normalize, update_moments
 from src.algorithms import crl
-from src.critics import two_encoders
 from src.goals import with_other_goals
 from src.networks import NETWORKS, Encoder, make_trunk
 
@@ -165,7 +164,7 @@ def test_what_is_reported(use_c_target):
 
 
 def critic_loss(config, phi, psi, c_target=1.0):
-    loss = functools.partial(crl.critic_loss, config, two_encoders(config, 6, 2, 2))
+    loss = functools.partial(critics.critic_loss, config, critics.two_encoders(config, 6, 2, 2))
     params = {"c_target": jnp.asarray(c_target)} if config.use_c_target else {}
     (value, metrics), gradients = jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)(params, phi, psi)
     return value, batch_means(metrics), gradients

@@ -7,19 +7,20 @@ import itertools
 import math
 import re
 
+import counting
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import toy
 from conftest import UPDATE_METRICS, ProbeEnv, make_probe_program, registered, tiny
 from runs import LEARNER, run_to_end, silent, success_rates
 
 from src import loop, train
+from src.algorithms.crl import CRLConfig
 from src.losses import CONTRASTIVE_LOSSES, ENERGY_FNS
 from src.plan import measure, memory_plan
 from src.program import make_program
-from utils import Config, derive_schedule
+from utils import derive_schedule
 
 CLOCK_METRICS = {"eval/sps", "eval/walltime", "training/sps", "training/walltime"}
 
@@ -155,7 +156,7 @@ def test_the_number_of_epochs_does_not_change_how_often_step_is_traced():
 
 def counting_program(config, **probe_options):
     program = make_probe_program(config, functools.partial(ProbeEnv, **probe_options))
-    return program._replace(algorithm=toy.make(config, program.env.env))
+    return program._replace(algorithm=counting.make(config, program.env.env))
 
 
 def test_every_update_is_made_and_averaged():
@@ -357,7 +358,7 @@ def test_nothing_in_the_compiled_program_is_larger_than_the_replay():
 @pytest.mark.slow
 @pytest.mark.parametrize(("env_name", "most"), [("reacher", 1.3), ("ant", 1.3)])
 def test_a_run_of_1024_envs_needs_little_more_than_its_replay(env_name, most):
-    config = Config(env_name=env_name, num_envs=1024)
+    config = CRLConfig(env_name=env_name, num_envs=1024)
     program = make_program(config, derive_schedule(config))
     init, keys, _ = loop.make_init(program, [0])
     compiled = loop.compile_program(program, False, *jax.eval_shape(init, keys), silent).train_chunk

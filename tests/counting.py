@@ -7,14 +7,13 @@ import jax.numpy as jnp
 
 from src import replay_buffer
 from src.agent import AgentState
-from src.algorithm import Algorithm, Method
-from utils import Config, derive_schedule
+from src.algorithm import Algorithm
 
 
 def make(config, env):
     """Counts updates, rows and actions; the latter are its memory of an episode. Deterministic, it walks in a circle
     of so many radians; otherwise at random."""
-    draws = derive_schedule(config).updates_per_training_step, config.batch_size
+    draws = config.updates_per_training_step(), config.batch_size
 
     def init(key):
         del key
@@ -55,6 +54,3 @@ def make(config, env):
         update=update,
         drawable=lambda index: index.rank[-1],
     )
-
-
-METHOD = Method(Config, make, lambda config, sizes: 0.0)

@@ -2,10 +2,10 @@
 
 import functools
 
+import counting
 import jax
 import numpy as np
 import pytest
-import toy
 from conftest import ProbeEnv, make_probe_program, tiny
 
 from src import loop, train
@@ -14,9 +14,9 @@ from src.checkpoint import device_tree, host_arrays
 from src.evaluator import run_episodes
 
 
-def toy_program(config, **probe_options):
+def counting_program(config, **probe_options):
     program = make_probe_program(config, functools.partial(ProbeEnv, **probe_options))
-    return program._replace(algorithm=toy.make(config, program.env.env))
+    return program._replace(algorithm=counting.make(config, program.env.env))
 
 
 def collected(program, unrolls, key=2):
@@ -37,7 +37,7 @@ EIGHT = tiny(num_envs=8, batch_size=8, max_replay_size=40)
 @pytest.mark.parametrize(("lives", "ends"), [(None, True), ((1, 12), True), ((1, 12), False)])
 def test_a_step_is_what_happened(lives, ends):
     """Row by row the probe's dynamics. In its last step an episode has ended, but nothing has begun yet."""
-    program = toy_program(EIGHT, lives=lives, ends=ends)
+    program = counting_program(EIGHT, lives=lives, ends=ends)
     state, rows = collected(program, 8)
     flags = np.stack([rows.terminated, rows.truncated, rows.blown_up])
     assert flags.sum(axis=0).max() == 1
@@ -62,7 +62,7 @@ def test_a_step_is_what_happened(lives, ends):
 def test_an_episode_ends_for_one_reason(lives, ends):
     """Its time limit of 8 steps, its env's own word, which counts more, or its physics, a step after it would have
     ended otherwise."""
-    program = toy_program(EIGHT, lives=lives, ends=ends)
+    program = counting_program(EIGHT, lives=lives, ends=ends)
     _, rows = collected(program, 8)
     reasons = set()
     for env in range(8):
@@ -78,7 +78,7 @@ def test_an_episode_ends_for_one_reason(lives, ends):
 
 
 def test_a_step_with_repeated_actions_sums_the_rewards_and_has_one_next_state():
-    program = toy_program(tiny(num_envs=8, batch_size=8, max_replay_size=40, action_repeat=3))
+    program = counting_program(tiny(num_envs=8, batch_size=8, max_replay_size=40, action_repeat=3))
     _, rows = collected(program, 8)
     position, reward = rows.state, 0
     for _ in range(3):
@@ -90,7 +90,7 @@ def test_a_step_with_repeated_actions_sums_the_rewards_and_has_one_next_state():
 
 
 def test_the_shapes_of_a_step_are_those_of_what_happens():
-    program = toy_program(EIGHT)
+    program = counting_program(EIGHT)
     state = jax.eval_shape(functools.partial(train.init, program), jax.random.key(0))
     arguments = state.agent_state, state.env_state, state.memory, jax.random.key(0)
     _, _, happened = jax.eval_shape(functools.partial(train.take_step, program), *arguments)
@@ -101,7 +101,7 @@ def test_the_shapes_of_a_step_are_those_of_what_happens():
 
 
 def test_a_run_that_repeats_its_first_starts_returns_to_them():
-    program = toy_program(tiny(num_envs=8, batch_size=8, max_replay_size=40, fresh_goals=False), lives=(2, 12))
+    program = counting_program(tiny(num_envs=8, batch_size=8, max_replay_size=40, fresh_goals=False), lives=(2, 12))
     state, rows = collected(program, 8)
     first = state.first_env_state
     begun = np.flatnonzero(np.diff(rows.traj_id, axis=0, prepend=-1))
@@ -117,9 +117,9 @@ def test_a_run_that_repeats_its_first_starts_returns_to_them():
     ("action_repeat", "lives", "ends"), [(1, None, True), (1, (1, 12), True), (1, (1, 12), False), (2, (1, 12), True)]
 )
 def test_memory_is_fresh_where_an_episode_begins_and_kept_elsewhere(fresh_goals, action_repeat, lives, ends):
-    """The toy counts its own actions, the env its steps."""
+    """The algorithm counts its own actions, the env its steps."""
     config = tiny(num_envs=8, batch_size=8, action_repeat=action_repeat, fresh_goals=fresh_goals)
-    program = toy_program(config, lives=lives, ends=ends)
+    program = counting_program(config, lives=lives, ends=ends)
     state = jax.jit(functools.partial(train.init, program))(jax.random.key(2))
     collect = jax.jit(functools.partial(train.collect, program))
     np.testing.assert_array_equal(state.memory, np.zeros(8))
@@ -132,8 +132,8 @@ def test_memory_is_fresh_where_an_episode_begins_and_kept_elsewhere(fresh_goals,
 
 
 def test_the_evaluation_remembers_each_episode_from_its_start():
-    """The toy walks in a circle of as many radians as it has acted."""
-    program = toy_program(EIGHT)
+    """The algorithm walks in a circle of as many radians as it has acted."""
+    program = counting_program(EIGHT)
     policy = policy_of(program.algorithm, program.algorithm.init(jax.random.key(0)), deterministic=True)
     episodes, states = run_episodes(program.eval_env, policy, 5, jax.random.key(0), lambda env_state: env_state.state)
     position = episodes.start
@@ -153,7 +153,7 @@ def last_of(program, seeds, resumed=None, stop=lambda moment: False):
 @pytest.mark.parametrize("seeds", [(3,), (3, 4)])
 def test_a_run_resumes_with_what_its_policies_remembered(seeds):
     """From arrays as checkpoints store them, in the middle of episodes of 8 steps; each seed on its own."""
-    program = toy_program(tiny(num_seeds=len(seeds)), lives=(3, 12))
+    program = counting_program(tiny(num_seeds=len(seeds)), lives=(3, 12))
     whole = last_of(program, seeds).run_state
     moment = last_of(program, seeds, stop=lambda moment: moment.env_steps == 80)
     memory = np.asarray(moment.run_state.train_state.memory)
