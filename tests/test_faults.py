@@ -38,12 +38,12 @@ from src import checkpoint, devices, output, process, run_folder
 from src.algorithms.crl import CRLConfig
 from src.checkpoint import CheckpointWriter, list_checkpoints, read_arrays, read_manifest, write_checkpoint
 from src.command_line import parse_config
+from src.loop import run
 from src.losses import CONTRASTIVE_LOSSES, ENERGY_FNS
 from src.networks import NETWORKS
 from src.output import read_rows
 from src.plan import describe_plan, planned_bytes
 from src.registries import REGISTRIES
-from src.train import run
 from utils import FAILED, IN_USE, REFUSED, Choice, derive_schedule, fact, plain_type
 
 pytestmark = pytest.mark.usefixtures("probe_registered")

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import toys
 from conftest import ProbeEnv, flags, make_probe_program, registered, tiny
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -28,17 +29,19 @@ from hypothesis import strategies as st
 import training
 import utils
 from envs import ENVS
-from envs.base import BACKENDS
+from envs.physics import BACKENDS
 from scripts.readme_tables import field_documentation
-from src import command_line, devices, loggers, output, replay_buffer, resume, run_folder, train
+from src import command_line, devices, loggers, output, resume, run_folder, train
 from src.algorithm import Method, OffPolicyConfig
 from src.algorithms import ALGORITHMS, crl
 from src.algorithms.crl import CRLConfig
+from src.critics import CRITICS
+from src.loop import Position
 from src.losses import CONTRASTIVE_LOSSES, ENERGY_FNS
 from src.networks import NETWORKS
+from src.program import make_program
 from src.registries import REGISTRIES
 from src.showcase import Showcase
-from src.train import Position
 from utils import Config, ConfigError, Range, derive_schedule, fact, plain_type
 
 FIELDS = {field.name: field for field in dataclasses.fields(CRLConfig)}
@@ -82,13 +85,13 @@ class OtherConfig(OffPolicyConfig):
 
 @pytest.fixture
 def other_algorithm(monkeypatch):
-    monkeypatch.setitem(ALGORITHMS, "other", Method(OtherConfig))
+    monkeypatch.setitem(ALGORITHMS, "other", Method(OtherConfig, crl.make, crl.workspace))
 
 
 def learner(config, tmp_path):
     """The flags that there are."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(ALGORITHMS, "other", Method(OtherConfig))
+        patch.setitem(ALGORITHMS, "other", Method(OtherConfig, crl.make, crl.workspace))
         return command_line.chosen_class(["--algorithm", config.algorithm], REGISTRIES)
 
 
@@ -102,7 +105,7 @@ def place(config, tmp_path):
 def environments(config, tmp_path):
     """Which envs are built, and what they are told."""
     with registered(probe=ProbeEnv, other=OtherProbe):
-        program = train.make_program(config, derive_schedule(config))
+        program = make_program(config, derive_schedule(config))
     return [
         (type(vector.env), vector.env.backend, vector.env.use_dense_reward, vector.episode_length)
         for vector in (program.env, program.eval_env)
@@ -155,7 +158,7 @@ def program_text(part):
 @program_text
 def one_update(program, state):
     size = program.config.batch_size
-    batch = replay_buffer.Batch(jnp.zeros((size, 2)), jnp.zeros((size, 2)), jnp.zeros((size, 2)))
+    batch = crl.Batch(*(jnp.zeros((size, width)) for width in (2, 2 * program.config.action_chunk, 2)))
     return program.algorithm.update(state.agent_state, batch, jax.random.key(0))
 
 
@@ -166,7 +169,7 @@ def one_collection(program, state):
 
 @program_text
 def one_sampling(program, state):
-    return train.sample_pairs(program, state.buffer_state, jax.random.key(0))
+    return train.draw(program, state, jax.random.key(0))
 
 
 @program_text
@@ -294,7 +297,9 @@ EFFECTS = {
     "critic_h_dim": (9, one_update),
     "critic_n_hidden": (3, one_update),
     "num_critics": (2, one_update),
-    "goal_rule": ("other", one_sampling),
+    "goal_rule": ("uniform", one_sampling),
+    "critic": ("other", one_update),
+    "action_chunk": (2, one_collection),
     "repr_dim": (6, one_update),
     "use_ln": (True, one_update),
     "normalize_observations": (True, one_update),
@@ -334,15 +339,9 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("runs")
 
 
-# Flags whose use is built next.
-AWAITED = {"actor_h_dim", "actor_n_hidden", "critic_h_dim", "critic_n_hidden", "num_critics"}
-AWAITED |= {"goal_rule", "goal_proposal"}
-
-
-@pytest.mark.parametrize(
-    "flag", [pytest.param(flag, marks=[pytest.mark.xfail] if flag in AWAITED else []) for flag in FIELDS]
-)
-def test_every_flag_has_an_effect(flag, folder):
+@pytest.mark.parametrize("flag", FIELDS)
+def test_every_flag_has_an_effect(flag, folder, monkeypatch):
+    monkeypatch.setitem(CRITICS, "other", toys.bounded)
     assert flag in EFFECTS, f"say in EFFECTS what --{flag} changes"
     value, fingerprint = EFFECTS[flag]
     assert fingerprint(tiny(**{flag: value}), folder) != unchanged(fingerprint, folder)
@@ -354,7 +353,7 @@ def test_every_flag_has_an_effect(flag, folder):
 @pytest.mark.parametrize("flag", EFFECTS.keys() - {"algorithm"})
 def test_every_flag_can_be_given(flag, probe_registered, monkeypatch):
     monkeypatch.setitem(ENVS, "other", OtherProbe)
-    monkeypatch.setitem(REGISTRIES["goal rule"], "other", None)
+    monkeypatch.setitem(CRITICS, "other", toys.bounded)
     config = tiny(**NEEDS.get(flag, {}), **{flag: EFFECTS[flag][0]})
     assert parse_config(flags(config)) == config
 
