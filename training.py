@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import os
 import sys
 import time
 from typing import NamedTuple
@@ -13,20 +12,21 @@ from src import devices
 from src.command_line import command_line, parse_config
 from src.loggers import check_sweep
 from src.loop import RunState, run
-from src.output import Progress
+from src.output import Progress, tolerant_output
 from src.plan import describe_plan, measure, out_of_memory
-from src.process import Interruption, enable_compilation_cache
+from src.process import Interruption, enable_compilation_cache, only_first_process_prints
 from src.program import Program, make_program
 from src.recorder import Recorder, summary
 from src.registries import REGISTRIES
 from src.resume import find_checkpoints, load_resumed, seed_batches, seed_configs
-from src.run_folder import InUse, SeedRun, list_run_dirs, lock
+from src.run_folder import InUse, SeedRun, list_run_dirs, take_run_dirs
 from utils import FAILED, IN_USE, INTERRUPTED, NEWEST, REFUSED, Config, derive_schedule
 
 
 def main(args: list[str]) -> int:
     """Runs the command line; returns the exit status."""
     with contextlib.ExitStack() as until_the_end:
+        until_the_end.enter_context(tolerant_output())
         try:
             config = parse_config(args, REGISTRIES)
             check_sweep(config)
@@ -37,9 +37,7 @@ def main(args: list[str]) -> int:
         except ValueError as error:  # ConfigError, and what the environments refuse
             print(f"error: {error}", file=sys.stderr)
             return REFUSED
-        if not devices.is_first_process():
-            nowhere = until_the_end.enter_context(open(os.devnull, "w"))
-            until_the_end.enter_context(contextlib.redirect_stdout(nowhere))
+        until_the_end.enter_context(only_first_process_prints())
         interruption = until_the_end.enter_context(Interruption().noticed())
         try:
             return train_batches(batches, config, interruption)
@@ -121,10 +119,7 @@ def prepare(config: Config, locks: contextlib.ExitStack) -> Task | None:
     if left_out:
         print(f"resume      without the {left_out} seeds that stopped on their own")
     starts = [(each.config, each) for each in checkpoints] or [(own, None) for own in seed_configs(config)]
-    runs = [SeedRun(*each) for each in starts] if devices.is_first_process() else []
-    for seed_run in runs:
-        locks.enter_context(lock(seed_run.run_dir))
-    list_run_dirs(config, [seed_run.run_dir for seed_run in runs])
+    runs = take_run_dirs(config, starts, locks) if devices.is_first_process() else []
     seeds = [own.seed for own, _ in starts]
     return Task(program, seeds, runs, load_resumed(program, checkpoints) if checkpoints else None)
 

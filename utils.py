@@ -115,7 +115,7 @@ class Config:
     """Folder and W&B group that collects runs to compare."""
     project_name: Annotated[str, Role.LABEL] = "crl"
     """Folder and W&B project that collects groups."""
-    output_dir: Annotated[str, Role.KEEPING] = "runs"
+    output_dir: Annotated[str, Path, Role.KEEPING] = "runs"
     """Where run folders are made: OUTPUT_DIR/PROJECT/GROUP/EXP_ENV_sSEED_TIME/."""
     algorithm: Annotated[str, Choice("algorithm"), Before("crl")] = "crl"
     """What learns, and which further flags there are: `--algorithm NAME --help` shows them."""
@@ -198,10 +198,10 @@ class Config:
     """Number of this process, from 0. Process 0 logs and saves."""
     compilation_cache: Annotated[bool, Role.KEEPING] = True
     """Keep compiled programs for the next start."""
-    resume: Annotated[str | None, Role.KEEPING] = None
+    resume: Annotated[str | None, Path, Role.KEEPING] = None
     """Continue from the newest checkpoint of RUN_DIR (or from one of RUN_DIR/checkpoints/). A bare `--resume` takes the
     newest run of the same names, env and seed, and begins a new one if there is none."""
-    run_dir_file: Annotated[str | None, Role.KEEPING] = None
+    run_dir_file: Annotated[str | None, Path, Role.KEEPING] = None
     """File that receives the run folders, one path per line, before training begins."""
     checkpoint_every: Annotated[float, Range(0), Role.KEEPING] = 0.0
     """Minutes between checkpoints, besides the one at every evaluation; 0 is none."""

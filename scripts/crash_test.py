@@ -22,6 +22,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any directory
 
 from src.command_line import parse
+from src.output import run_command
 from utils import FAILED, REFUSED, ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -210,4 +211,4 @@ def write_table(path: Path, kills: list[Kill], differences: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_command(main))

@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs 
 
 from envs.render import Scene  # noqa: E402
 from scripts.trained import TrainedConfig, load_or_refuse  # noqa: E402
+from src.output import run_command  # noqa: E402
 from src.player import Player  # noqa: E402
 from utils import FAILED, REFUSED, ConfigError  # noqa: E402
 
@@ -176,4 +177,4 @@ def main(args: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_command(main))

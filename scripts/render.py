@@ -14,6 +14,7 @@ import tyro
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any directory
 
 from scripts.trained import TrainedConfig, load_or_refuse  # noqa: E402
+from src.output import run_command  # noqa: E402
 from src.video import SECONDS, SHOWN, film, record, write_film  # noqa: E402
 from utils import FAILED, REFUSED, ConfigError  # noqa: E402
 
@@ -53,4 +54,4 @@ def main(args: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_command(main))

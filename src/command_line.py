@@ -5,11 +5,13 @@ Imports no JAX, so that scripts that only read files start at once.
 
 import contextlib
 import dataclasses
+import decimal
 import difflib
 import functools
 import io
 import re
 import shlex
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import tyro
@@ -111,16 +113,17 @@ def parse(config_class: type[_Config], args: list[str], prog: str, registries: R
     """
     fields = dataclasses.fields(config_class)
     switches = {field.name for field in fields if plain_type(field) is bool}
+    args = whole_numbers(plain_switches(args, switches), fields)
     captured = io.StringIO()
     try:
         with contextlib.redirect_stderr(captured):
             shown = with_choices(config_class, registries or {})
-            parsed: Any = tyro.cli(shown, args=plain_switches(args, switches), prog=prog, use_underscores=True)
+            parsed: Any = tyro.cli(shown, args=args, prog=prog, use_underscores=True)
     except SystemExit as stop:
         if not stop.code:
             raise
         raise ConfigError(one_line(captured.getvalue(), [f"--{field.name}" for field in fields])) from None
-    return config_class(**{field.name: getattr(parsed, field.name) for field in fields})
+    return config_class(**{field.name: user_path(field, getattr(parsed, field.name)) for field in fields})
 
 
 def with_choices(config_class: type, registries: Registries) -> type:
@@ -153,6 +156,49 @@ def plain_switches(args: list[str], switches: set[str]) -> list[str]:
         else:
             plain.append(arg)
     return plain
+
+
+def whole_numbers(args: list[str], fields: tuple[dataclasses.Field, ...]) -> list[str]:
+    """Writes out the whole numbers that stand as 1e6 or 16.0.
+
+    Raises:
+      ConfigError: another value where a whole number is asked for; says one that would do.
+    """
+    asked = {field.name: field for field in fields if plain_type(field) in (int, int | None)}
+    written: list[str] = []
+    for arg in args:
+        name, equals, value = arg.partition("=")
+        before = written[-1] if written else ""
+        if not equals and before.startswith("--") and "=" not in before:
+            name, value = before, arg
+        field = asked.get(name.removeprefix("--").replace("-", "_")) if name.startswith("--") else None
+        if field is not None and value and not (value == "None" and plain_type(field) is not int):
+            arg = arg[: len(arg) - len(value)] + whole_number(field, value)
+        written.append(arg)
+    return written
+
+
+def whole_number(field: dataclasses.Field, text: str) -> str:
+    """The digits of a whole number, however it is written."""
+    try:
+        number = decimal.Decimal(text)
+        if number == number.to_integral_value() and number.adjusted() < 1000:
+            return str(int(number))
+    except (decimal.InvalidOperation, OverflowError, ValueError):  # no number; infinite
+        pass
+    near = round(float(text)) if re.fullmatch(r"-?\d{1,15}\.\d+", text) else field.default
+    raise ConfigError(f"--{field.name} {text!r} is no whole number" + ("" if near is None else f", {near} would be"))
+
+
+def user_path(field: dataclasses.Field, value: Any) -> Any:
+    """The value of a flag; of a path (`Annotated[str, Path]`), with a leading ~ as the user's home, which shells leave
+    as it is after `=`."""
+    if Path not in getattr(field.type, "__metadata__", ()) or not str(value).startswith("~"):
+        return value
+    try:
+        return str(Path(value).expanduser())
+    except RuntimeError as error:
+        raise ConfigError(f"--{field.name} {value}: {error}") from None
 
 
 def one_line(report: str, flags: list[str]) -> str:

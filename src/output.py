@@ -1,14 +1,70 @@
-"""What a run tells while it trains: rows for metrics.csv, lines for a person."""
+"""What a run tells while it trains: rows for metrics.csv, and lines for a person, which may be lost."""
 
+import contextlib
 import csv
 import io
 import itertools
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO
 
 from utils import write_text
+
+
+class _Tolerant:
+    """A stream of text whose failures are none of the program's."""
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError, ValueError):  # ValueError: closed
+            try:
+                self._stream.write(text)
+            except UnicodeEncodeError as error:  # a terminal of few letters
+                self._stream.write(text.encode(error.encoding, "backslashreplace").decode(error.encoding))
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+@contextlib.contextmanager
+def tolerant_output() -> Iterator[None]:
+    """Lets the program inside outlive whoever receives what it prints: a closed pipe, a dropped terminal, a full disk.
+
+    What is printed is no record, so neither what the program does nor its exit status depends on it.
+    """
+    with contextlib.ExitStack() as until_the_end:
+        nowhere = until_the_end.enter_context(open(os.devnull, "w"))
+        streams = [stream or nowhere for stream in (sys.stdout, sys.stderr)]  # None: closed before the start
+        until_the_end.callback(_drain, streams)
+        until_the_end.enter_context(contextlib.redirect_stdout(_Tolerant(streams[0])))
+        until_the_end.enter_context(contextlib.redirect_stderr(_Tolerant(streams[1])))
+        yield
+
+
+def _drain(streams: list[TextIO]) -> None:
+    """Writes what is left, or drops it: Python itself would end with another status as it flushes them."""
+    for stream in streams:
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            with contextlib.suppress(OSError, ValueError), open(os.devnull, "w") as nowhere:
+                os.dup2(nowhere.fileno(), stream.fileno())
+                stream.flush()
+
+
+def run_command(main: Callable[[list[str]], int]) -> int:
+    """The exit status of a script's `main` on the words of the command line."""
+    with tolerant_output():
+        return main(sys.argv[1:])
 
 
 class Logger(Protocol):

@@ -45,24 +45,29 @@ class Recorder:
         for index, seed_run in enumerate(self.runs):
             own = {f"training/{name}": value for name, value in self._own(totals, index).items()}
             seed_run.check_finite(own, moment.env_steps)
+            if moment.drawable is not None:
+                seed_run.require_rows(int(moment.drawable[index]), moment.env_steps)
         if moment.metrics is None:
             self.progress.update(moment.env_steps, moment.speed)
             if any(devices.in_any_process(self._is_due())):
                 self.checkpoint(moment)
         else:
             agent_state = devices.fetch(moment.run_state.train_state.agent_state)
-            self._report(moment, agent_state)
-            self.checkpoint(moment)
+            self._log(moment, agent_state)
+            self.checkpoint(moment)  # before anything is printed: that may take its time
+            self._say(moment)
             if self.showcase.due(moment.run_state.position):
                 self._show(moment, agent_state)  # once the parameters are on the disk
         for seed_run in self.runs:
             seed_run.checked_at = moment.env_steps
 
-    def _report(self, moment: Moment, agent_state: Any) -> None:
+    def _log(self, moment: Moment, agent_state: Any) -> None:
         for index, seed_run in enumerate(self.runs):
             if not seed_run.failure:
                 own = self._own(agent_state, index)
                 seed_run.report(moment.metrics[index], moment.env_steps, own, moment.env_resets[index])
+
+    def _say(self, moment: Moment) -> None:
         healthy = [moment.metrics[index] for index, each in enumerate(self.runs) if not each.failure]
         self.progress.evaluated(moment.env_steps, mean_metrics(healthy or moment.metrics))
 
@@ -129,7 +134,7 @@ def summary(runs: list[SeedRun], env_steps: int, seconds: float) -> str:
     healthy = [seed_run.metrics for seed_run in runs if not seed_run.failure]
     metrics = mean_metrics(healthy) if healthy else {}
     speed = f", {metrics['training/sps']:,.0f} env steps/s last" if "training/sps" in metrics else ""
-    lines = [f"{'done' if healthy else 'stopped'}: {env_steps:,} env steps a seed in {seconds:.0f} s{speed}"]
+    lines = [f"{'done' if healthy else 'stopped'}: {env_steps:,} env steps per seed in {seconds:.0f} s{speed}"]
     if "eval/episode_success" in metrics:
         lines.append(f"  success rate    {metrics['eval/episode_success_any']:.3f} of the episodes reach the goal")
         lines.append(f"  time near goal  {metrics['eval/episode_success']:.1f} env steps per episode")

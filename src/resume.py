@@ -67,6 +67,7 @@ def find_checkpoints(config: Config) -> list[Checkpoint]:
     path = _newest_run(config) if config.resume == NEWEST else Path(config.resume)
     if path is None:
         return []
+    path = path.resolve()  # the other seeds lie beside the folder, not beside a link to it
     chosen = path.name if path.parent.name == "checkpoints" else None
     first = path.parent.parent if chosen else path
     configs = seed_configs(config)
@@ -77,7 +78,11 @@ def find_checkpoints(config: Config) -> list[Checkpoint]:
             f"{config.num_seeds} seeds: {first} was trained with {len(names)} together; use the original --num_seeds "
             f"or --seed_batch"
         )
-    runs = [(own, first.parent / name) for own, name in zip(configs, names, strict=True)]
+    folders = [first, *(first.parent / name for name in names[1:])]  # the first may have been renamed
+    missing = [str(folder) for folder in folders if not folder.is_dir()]
+    if missing:
+        raise ConfigError(f"{first} was trained together with {', '.join(missing)}: not there any more")
+    runs = list(zip(configs, folders, strict=True))
     runs = [(own, run_dir) for own, run_dir in runs if not (run_dir / "failure.json").exists()] or runs
     common = set.intersection(*({path.name for path in list_checkpoints(run_dir)} for _, run_dir in runs))
     if not (chosen or common):

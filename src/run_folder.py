@@ -6,14 +6,17 @@ import fcntl
 import json
 import math
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import numpy as np
 
+from src import devices
 from src.checkpoint import (
     BEST_PARAMS_FILE,
+    NOT_OFFERED,
     PARAMS_FILE,
     learned_arrays,
     list_checkpoints,
@@ -66,6 +69,8 @@ class InUse(ConfigError):
 def lock(run_dir: Path) -> IO:
     """Takes a run folder for this process, until the file is closed or the process ends, however it ends.
 
+    A file system without locks costs a warning.
+
     Raises:
       InUse: another process has it.
       ConfigError: it cannot be locked.
@@ -73,7 +78,7 @@ def lock(run_dir: Path) -> IO:
     with contextlib.ExitStack() as on_failure:
         try:
             file = on_failure.enter_context((run_dir / "lock").open("a"))
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _take(file)
         except BlockingIOError:
             raise InUse(f"{run_dir} is being trained by another process") from None
         except OSError as error:
@@ -82,13 +87,46 @@ def lock(run_dir: Path) -> IO:
     return file
 
 
+def _take(file: IO) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in NOT_OFFERED:
+            raise
+        print(f"warning: no locks here ({error.strerror}): nothing keeps others out of {file.name}", file=sys.stderr)
+
+
+def take_run_dirs(
+    config: Config, starts: list[tuple[Config, Checkpoint | None]], locks: contextlib.ExitStack
+) -> list["SeedRun"]:
+    """The seeds' runs in new folders or in those of their checkpoints, which are ours until `locks` is closed.
+
+    Raises:
+      ConfigError: one of them cannot be had; those made for it are gone again.
+    """
+    runs: list[SeedRun] = []
+    try:
+        for start in starts:
+            runs.append(SeedRun(*start))
+            locks.enter_context(lock(runs[-1].run_dir))
+        list_run_dirs(config, [seed_run.run_dir for seed_run in runs])
+    except ConfigError:
+        for seed_run in runs:
+            if seed_run.checkpoint is None:
+                (seed_run.run_dir / "lock").unlink(missing_ok=True)
+                seed_run.run_dir.rmdir()
+        raise
+    return runs
+
+
 def list_run_dirs(config: Config, run_dirs: list[Path], mode: str = "a") -> None:
-    """Adds run folders to --run_dir_file, one path per line; with `mode` "w" the file begins with them.
+    """Adds run folders to --run_dir_file, one path per line; with `mode` "w" the file begins with them. The first
+    process alone does.
 
     Raises:
       ConfigError: it cannot be written.
     """
-    if config.run_dir_file:
+    if config.run_dir_file and not config.dry_run and devices.is_first_process():
         try:
             with open(config.run_dir_file, mode) as file:
                 file.writelines(f"{run_dir}\n" for run_dir in run_dirs)
@@ -121,7 +159,7 @@ class SeedRun:
         self._unwritten: dict[str, Callable[[], None]] = {}
 
     def open(
-        self, program: Program, devices: list[str], together: list[str], wait_for_writer: Callable[[], None]
+        self, program: Program, kinds: list[str], together: list[str], wait_for_writer: Callable[[], None]
     ) -> None:
         """Records what is about to run and opens the loggers.
 
@@ -141,7 +179,7 @@ class SeedRun:
         for leftover in (self.run_dir / "checkpoints").glob(".*"):  # half written when the process was killed
             shutil.rmtree(leftover, ignore_errors=True)
         names = trained_with(self.run_dir) if self.checkpoint else together
-        self._write("config.json", lambda: write_record(self.run_dir, self.config, program.schedule, devices, names))
+        self._write("config.json", lambda: write_record(self.run_dir, self.config, program.schedule, kinds, names))
         self.csv = CSVLogger(self.run_dir / "metrics.csv", read_rows(self.run_dir / "metrics.csv", self.evaluated_at))
         self.wandb = WandbLogger(self.config, self.run_dir, run_id) if self.config.log_wandb else None
         self.loggers: list[Logger] = [self.csv, *([self.wandb] if self.wandb else [])]
@@ -158,6 +196,12 @@ class SeedRun:
             wrong = np.asarray(value)[~np.isfinite(value)]
             if wrong.size and not self.failure:
                 self._fail(name, float(wrong[0]), env_steps, f"{name} is {wrong[0]}")
+
+    def require_rows(self, drawable: int, env_steps: int) -> None:
+        """Ends this seed if there is no row of its replay to learn from."""
+        if not drawable and not self.failure:
+            text = "the replay holds nothing to draw, every trajectory in it is too short"
+            self._fail("training/replay_drawable", drawable, env_steps, text)
 
     def report(self, metrics: dict[str, float], env_steps: int, agent_state: Any, env_resets: np.ndarray) -> None:
         """Logs an evaluation and saves the parameters. `env_resets` (N,) counts how often each env blew up."""

@@ -381,6 +381,22 @@ def test_switches(words, expected):
     assert parse_config([*words.split(), "--fresh_goals=false"]).fresh_goals is False
 
 
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("--num_timesteps 1e6", 1_000_000),
+        ("--num_timesteps=1.0e+7", 10_000_000),
+        ("--num-timesteps 2.5E6", 2_500_000),
+        ("--num_timesteps 3000000.0", 3_000_000),
+        ("--num_timesteps 1_000_000", 1_000_000),
+        ("--num_timesteps 5000000", 5_000_000),
+    ],
+)
+def test_whole_numbers_however_they_are_written(words, expected):
+    number = parse_config(["--exp_name", "1e6", *words.split(), "--policy_lr", "1e-3"]).num_timesteps
+    assert number == expected and type(number) is int
+
+
 def test_defaults_are_the_published_benchmark():
     config = parse_config([])
     published = {
@@ -571,8 +587,14 @@ def test_unknown_names(refused, flag, registry, typo, nearest):
         (["--use_lnn"], "Unrecognized options: --use_lnn; did you mean --use_ln?"),
         (["--epsiode_length", "10"], "did you mean --episode_length?"),
         (["ant"], "ant"),
-        (["--num_envs", "many"], "'many'"),
-        (["--num_envs", "1.5"], "'1.5'"),
+        (["--num_envs", "many"], "--num_envs 'many' is no whole number, 512 would be"),
+        (["--num_envs", "1.5"], "--num_envs '1.5' is no whole number, 2 would be"),
+        (["--num_timesteps=1e-3"], "--num_timesteps '1e-3' is no whole number, 10000000 would be"),
+        (["--batch_size=nan"], "--batch_size 'nan' is no whole number, 256 would be"),
+        (["--batch_size=-inf"], "--batch_size '-inf' is no whole number, 256 would be"),
+        (["--num_timesteps", "1e999999999"], "'1e999999999' is no whole number"),
+        (["--num_envs", "1e30"], "out of range: it must be at most 2147483647"),
+        (["--num_envs=-1e3"], "--num_envs -1000 is out of range: it must be finite and at least 1"),
         (["--policy_lr", "fast"], "'fast'"),
         (["--num_envs"], "num_envs"),
         (["--use_ln=maybe"], "'maybe'"),

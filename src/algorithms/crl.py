@@ -18,15 +18,12 @@ from envs.base import GoalEnv, Sizes
 from src import agent, goals, replay_buffer
 from src.agent import AgentState
 from src.algorithm import Algorithm, OffPolicyConfig, Step
-from src.critics import CRITICS, Critic, ensemble
+from src.critics import CRITICS, Critic, critic_loss, ensemble
 from src.losses import (
-    CONTRASTIVE_LOSSES,
     EXPLORATION_SIGNS,
     TABLES_OF_DIFFERENCES,
     actor_loss,
     exploration_bonus,
-    logit_metrics,
-    row_logsumexp,
     tanh_gaussian_log_prob,
     temperature_loss,
 )
@@ -136,7 +133,7 @@ def init(config: CRLConfig, networks: Networks, key: jax.Array) -> AgentState:
     """Fresh parameters, optimiser and normaliser."""
     actor_key, *critic_keys = jax.random.split(key, 3)
     state, goal = jnp.zeros((1, networks.state_dim)), jnp.zeros((1, len(networks.goal_indices)))
-    critic = networks.critic.init(jnp.stack(critic_keys))
+    critic = networks.critic.init(tuple(critic_keys))
     if config.use_c_target:
         critic["c_target"] = jnp.ones(() if config.num_critics == 1 else config.num_critics)
     params = {
@@ -200,14 +197,6 @@ class Row:
 
 
 @struct.dataclass
-class Pairs:
-    """Flat numbers of rows, and of the later rows that their goals come from."""
-
-    row: jax.Array
-    future_row: jax.Array
-
-
-@struct.dataclass
 class Batch:
     """Training pairs: `state` (B, state_dim), `action` (B, H * action_size), `future_goal` (B, goal_dim)."""
 
@@ -223,18 +212,13 @@ def keep(step: Step) -> Row:
 
 def draw(
     config: CRLConfig, agent_state: AgentState, buffer_state: replay_buffer.BufferState, index: Any, key: jax.Array
-) -> Pairs:
-    """All pairs of a training step at once, (updates, B): uniform rows, goals by the goal rule."""
+) -> goals.Pairs:
+    """All pairs of a training step at once, (updates, B)."""
     del agent_state, buffer_state
-    row_key, future_key = jax.random.split(key)
-    shape = (config.updates_per_training_step(), config.batch_size)
-    row = replay_buffer.sample_rows(row_key, index, shape)
-    num_future = index.num_future.reshape(-1)[row]
-    k = goals.GOAL_RULES[config.goal_rule](jax.random.uniform(future_key, shape), num_future, config.discounting)
-    return Pairs(row, replay_buffer.later_row(row, k, index.num_future.shape))
+    return goals.draw_pairs(config, config.goal_rule, index, key)
 
 
-def gather(action_chunk: int, goal_indices: tuple[int, ...], rows: Row, index: Any, pairs: Pairs) -> Batch:
+def gather(action_chunk: int, goal_indices: tuple[int, ...], rows: Row, index: Any, pairs: goals.Pairs) -> Batch:
     """The training pairs at (B,) numbers of rows."""
     del index
     first = replay_buffer.take(rows.replace(traj_id=None), pairs.row)
@@ -248,45 +232,6 @@ def gather(action_chunk: int, goal_indices: tuple[int, ...], rows: Row, index: A
 
 
 # Learning.
-
-
-def critic_loss(
-    config: CRLConfig, critic: Critic, params: dict[str, Any], phi: jax.Array, psi: jax.Array
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The contrastive loss with its penalties, and what to report of it (`batch_means`): summed over the critics of an
-    ensemble, each on the same batch, and averaged for the report."""
-    table, c_target = critic.table(phi, psi), params.get("c_target")
-    if config.num_critics == 1:
-        return one_critic_loss(config, table, phi, psi, c_target)
-    axes = (0, 0, 0, None if c_target is None else 0)
-    losses, metrics = jax.vmap(partial(one_critic_loss, config), axes)(table, phi, psi, c_target)
-    return jnp.sum(losses), jax.tree.map(partial(jnp.mean, axis=0), metrics)
-
-
-def one_critic_loss(
-    config: CRLConfig, logits: jax.Array, phi: jax.Array, psi: jax.Array, c_target: jax.Array | None
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The loss of (B, B) logits between representations (B, D)."""
-    if c_target is not None:
-        logits = logits * c_target
-    loss = CONTRASTIVE_LOSSES[config.contrastive_loss_fn](logits, no_resubs=config.no_resubs)
-    if config.logsumexp_penalty:
-        log_partition = row_logsumexp(logits, config.no_resubs)
-        loss += config.logsumexp_penalty * jnp.mean(jnp.square(log_partition))
-    l2_penalty = jnp.mean(jnp.square(phi) + jnp.square(psi), axis=-1)
-    if config.l2_penalty:
-        loss += config.l2_penalty * jnp.mean(l2_penalty)
-    phi_norm, psi_norm = jnp.linalg.norm(phi, axis=-1), jnp.linalg.norm(psi, axis=-1)
-    metrics = {
-        "crl_critic_loss": loss,
-        "sa_repr_mean": phi_norm,
-        "sa_repr_std": jnp.std(phi_norm),
-        "g_repr_mean": psi_norm,
-        "g_repr_std": jnp.std(psi_norm),
-        "l2_penalty": l2_penalty,
-        **logit_metrics(logits),
-    }
-    return loss, metrics | ({} if c_target is None else {"c_target": c_target})
 
 
 def policy_loss(
