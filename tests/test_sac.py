@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import ProbeEnv, tiny_of
 from jax.flatten_util import ravel_pytree
-from learning import learner, success_rates
+from runs import BOOTSTRAPPING, learner_of, success_rates
 
 from src.agent import Normalizer
 from src.algorithms import sac
@@ -234,6 +234,6 @@ def test_the_energy_of_pictures_is_the_least_value():
 
 @pytest.mark.parametrize("her_ratio", [0.0, 0.8])
 def test_sac_learns_to_reach_goals(her_ratio):
-    untrained, trained = success_rates(learner(sac.SACConfig, alpha_lr=1e-3, her_ratio=her_ratio))
+    untrained, trained = success_rates(learner_of(sac.SACConfig, her_ratio=her_ratio, **BOOTSTRAPPING))
     assert untrained < 0.25
     assert trained > 0.9

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import ProbeEnv, make_probe_program, tiny_of
-from learning import learner, success_rates
+from runs import BOOTSTRAPPING, learner_of, success_rates
 
 from src import train
 from src.algorithms import td3
@@ -218,6 +218,6 @@ def test_a_delay_beyond_the_updates_of_a_training_step_is_refused():
 
 @pytest.mark.parametrize("her_ratio", [0.0, 0.8])
 def test_td3_learns_to_reach_goals(her_ratio):
-    untrained, trained = success_rates(learner(td3.TD3Config, her_ratio=her_ratio))
+    untrained, trained = success_rates(learner_of(td3.TD3Config, her_ratio=her_ratio, **BOOTSTRAPPING))
     assert untrained < 0.25
     assert trained > 0.9
