@@ -333,6 +333,9 @@ def measured_and_planned(program, compiled):
     "changes",
     [
         pytest.param({"num_seeds": 2}, marks=pytest.mark.slow),
+        pytest.param({"action_chunk": 5}, marks=pytest.mark.slow),
+        pytest.param({"num_critics": 2}, marks=pytest.mark.slow),
+        pytest.param({"num_critics": 2, "action_chunk": 3, "num_seeds": 2}, marks=pytest.mark.slow),
         {"num_envs": 512, "max_replay_size": 2000, "batch_size": 64},
         pytest.param(
             {"num_timesteps": 100_000, "batch_size": 700, "multiplier_num_sgd_steps": 20}, marks=pytest.mark.slow
