@@ -350,7 +350,7 @@ def test_every_flag_has_an_effect(flag, folder, monkeypatch):
 # The command line.
 
 
-@pytest.mark.parametrize("flag", EFFECTS.keys() - {"algorithm"})
+@pytest.mark.parametrize("flag", sorted(EFFECTS.keys() - {"algorithm"}))
 def test_every_flag_can_be_given(flag, probe_registered, monkeypatch):
     monkeypatch.setitem(ENVS, "other", OtherProbe)
     monkeypatch.setitem(CRITICS, "other", toys.bounded)
