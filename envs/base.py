@@ -52,9 +52,7 @@ class GoalEnv(abc.ABC):
 
     state_dim: ClassVar[int]  # size of the state part of the observation
     action_size: ClassVar[int]  # size of the action, in [-1, 1]
-    goal_indices: ClassVar[
-        tuple[int, ...]
-    ]  # which state entries the goal speaks of; those of a state are what it achieved
+    goal_indices: ClassVar[tuple[int, ...]]  # which state entries the goal speaks of; the achieved goal is these
     goal_dist: ClassVar[float]  # success is a distance between achieved and commanded goal below this, in their unit
     other_thresholds: ClassVar[dict[str, float]] = {}  # further success metrics, e.g. {"success_easy": 2.0}
     goal_place_dim: ClassVar[int] = 3  # at most this many first entries of a goal are x, y, z: pictures show them
@@ -135,7 +133,9 @@ class GoalEnv(abc.ABC):
         Raises:
           ValueError: a goal of another size than `goal_indices`.
         """
-        goal = jnp.asarray(self.sample_goal(key) if goal is None else goal, jnp.float32)
+        if goal is None:
+            goal = self.sample_goal(jax.random.clone(key))  # the start uses another part of the same key
+        goal = jnp.asarray(goal, jnp.float32)
         if goal.shape != (self.goal_dim,):
             raise ValueError(
                 f"{type(self).__name__}: goal_indices {self.goal_indices} name {self.goal_dim} entries, but the goal "

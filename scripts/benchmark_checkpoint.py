@@ -17,11 +17,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any directory
 
-from src import train
 from src.checkpoint import CheckpointWriter, host_arrays
 from src.command_line import parse_config
+from src.loop import run
 from src.output import run_command
 from src.process import enable_compilation_cache
+from src.program import Program, make_program
 from src.registries import REGISTRIES
 from utils import REFUSED, ConfigError, derive_schedule, write_text
 
@@ -40,7 +41,7 @@ def main(args: list[str]) -> int:
     """Measures and prints; returns the exit status."""
     try:
         config = parse_config(args, REGISTRIES, "benchmark_checkpoint.py", CheckpointFlags)
-        program = train.make_program(config, derive_schedule(config))
+        program = make_program(config, derive_schedule(config))
         needed, planned = 2 * config.pairs + 3, program.schedule.training_steps
         if not config.pairs >= 1 or planned < needed:
             raise ConfigError(f"--pairs {config.pairs} needs {needed} training steps, there are {planned}")
@@ -56,13 +57,13 @@ def main(args: list[str]) -> int:
     return 0
 
 
-def measure(program: train.Program, pairs: int) -> dict[str, float]:
+def measure(program: Program, pairs: int) -> dict[str, float]:
     """Figures of one run, its prefill and the first pair of training steps left out."""
     writer = CheckpointWriter(lambda line: print(line, end="", flush=True))
     seconds: dict[bool, list[float]] = {True: [], False: []}
     copies, size = [], 0
     with tempfile.TemporaryDirectory() as folder:
-        moments = train.run(program, [program.config.seed], lambda line: print(line, end=""), seconds_per_chunk=1e-9)
+        moments = run(program, [program.config.seed], lambda line: print(line, end=""), seconds_per_chunk=1e-9)
         prefill_steps = program.schedule.prefill_steps
         next(moment for moment in moments if moment.run_state.position.training_steps > prefill_steps)
         for number in range(2 * pairs + 2):

@@ -25,7 +25,7 @@ from src.algorithm import Policy, policy_of  # noqa: E402
 from src.evaluator import Episodes, run_episodes  # noqa: E402
 from src.insight import draw_all, name_of_eval_env  # noqa: E402
 from src.output import run_command  # noqa: E402
-from src.program import Program  # noqa: E402
+from src.program import Program, key_beside  # noqa: E402
 from src.statistics import stratified_bootstrap  # noqa: E402
 from utils import FAILED, REFUSED, ConfigError  # noqa: E402
 
@@ -118,7 +118,7 @@ def main(args: list[str]) -> int:
     env, run_dir = program.eval_env.env, Path(config.run_dir)
     rows = []
     for actions in ("deterministic", "stochastic"):
-        key = jax.random.key(config.seed)
+        key = key_beside(config.seed, "evaluate")
         which = jnp.asarray(actions == "deterministic")
         episodes = jax.device_get(roll_out(program, config.episodes, agent_state, key, which))
         distances = np.asarray(env.goal_distance(episodes.start, episodes.goal))

@@ -1,4 +1,4 @@
-"""Rewrites the tables of README.md that stand in the code: flags (of every algorithm) and environments.
+"""Rewrites the tables of README.md and docs/ that stand in the code: flags, environments, and what to read first.
 
     python scripts/readme_tables.py [--check]
 
@@ -39,7 +39,11 @@ def flag_row(flag: str, algorithms: dict[str, type[Config]]) -> str:
     others = [f"{name} `{value}`" for name, value in defaults.items() if value != field.default and flag != "algorithm"]
     default = ", ".join(["none" if field.default is None else f"`{field.default}`", *others])
     choice = fact(field, Choice)
-    names = f" `{'`, `'.join(REGISTRIES[choice.kind])}`." if choice else ""
+    names = ""
+    if choice and choice.kind == "env":
+        names = " The names are in [environments](environments.md)."
+    elif choice:
+        names = f" `{'`, `'.join(REGISTRIES[choice.kind])}`."
     owners = "" if shared else f"{', '.join(having)}: "
     return f"| `--{flag}` | {default} | {owners}{field_documentation(config_class)[flag]}{names} |"
 
@@ -57,23 +61,64 @@ def field_documentation(config_class: type) -> dict[str, str]:
     return documentation
 
 
-TABLES: dict[str, Callable[[], str]] = {"flags": flag_table, "environments": environment_table}
+# What a newcomer reads after the README, in this order: a file, a class of it if not all, and what it tells.
+READING_PATH = (
+    ("utils.py", "Config", "what can vary"),
+    ("src/train.py", None, "what happens: collect, insert, index, draw, gather, update"),
+    ("src/algorithms/crl.py", None, "the idea: actor, critic, their update"),
+    ("src/losses.py", None, "energies and losses, pure functions of arrays"),
+    ("envs/base.py", None, "what an environment is"),
+    ("envs/ant.py", None, "a task"),
+)
 
 
-def with_tables(readme: str) -> str:
-    """The README's text with every table made again."""
-    for name, table in TABLES.items():
-        before, start, rest = readme.partition(f"<!-- {name} -->\n")
-        _, end, after = rest.partition(f"<!-- end of {name} -->")
-        if not end:
-            raise SystemExit(f"README.md has no place for the table {name!r}")
-        readme = f"{before}{start}{table()}\n{end}{after}"
-    return readme
+def reading_table() -> str:
+    """One row per file to read, with its length."""
+    rows = ["| file | lines | what it tells |", "|---|---:|---|"]
+    for name, part, tells in READING_PATH:
+        shown = f"`{part}` in `{name}`" if part else f"`{name}`"
+        rows.append(f"| {shown} | {line_count(ROOT / name, part)} | {tells} |")
+    return "\n".join(rows)
+
+
+def line_count(path: Path, part: str | None) -> int:
+    """Lines of a file, or of one class in it."""
+    text = path.read_text()
+    if part is None:
+        return text.count("\n")
+    node = next(node for node in ast.parse(text).body if getattr(node, "name", None) == part)
+    return node.end_lineno - node.lineno + 1
+
+
+# Table -> its file and what makes it.
+TABLES: dict[str, tuple[str, Callable[[], str]]] = {
+    "flags": ("docs/flags.md", flag_table),
+    "environments": ("docs/environments.md", environment_table),
+    "reading": ("README.md", reading_table),
+}
+
+
+def with_table(text: str, name: str, table: str) -> str:
+    """A file's text with one table made again."""
+    before, start, rest = text.partition(f"<!-- {name} -->\n")
+    _, end, after = rest.partition(f"<!-- end of {name} -->")
+    if not end:
+        raise SystemExit(f"{TABLES[name][0]} has no place for the table {name!r}")
+    return f"{before}{start}{table}\n{end}{after}"
+
+
+def main(args: list[str]) -> int:
+    """Rewrites, or with --check tells by the exit status whether that is needed."""
+    for name, (file, table) in TABLES.items():
+        path = ROOT / file
+        text = path.read_text()
+        rewritten = with_table(text, name, table())
+        if rewritten != text and "--check" in args:
+            print(f"{file} is behind the code: the table {name!r}", file=sys.stderr)
+            return 1
+        path.write_text(rewritten)
+    return 0
 
 
 if __name__ == "__main__":
-    path = ROOT / "README.md"
-    readme = path.read_text()
-    if "--check" in sys.argv:
-        sys.exit("README.md is behind the code" if with_tables(readme) != readme else 0)
-    path.write_text(with_tables(readme))
+    sys.exit(main(sys.argv[1:]))

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs 
 from envs import make_env
 from src.algorithms import ALGORITHMS
 from src.output import run_command
-from src.plan import memory_plan, parameter_count
+from src.plan import measure, memory_plan
 from utils import REFUSED, config_of, derive_schedule
 
 
@@ -27,12 +27,13 @@ def plan(measured: dict, num_envs: int, num_devices: int, bytes_per_second: floa
     flags = measured["flags"] | {"num_envs": num_envs, "num_seeds": 1}
     config = config_of(flags, ALGORITHMS, "the measured configuration")
     schedule = derive_schedule(config)
-    sizes = make_env(config.env_name, config.backend).sizes
-    memory = sum(memory_plan(config, schedule, sizes, (1, num_devices)).values())
+    costs = measure(config, make_env(config.env_name, config.backend))
+    memory = sum(memory_plan(config, schedule, costs, (1, num_devices)).values())
     updates = 1e6 * schedule.updates_per_training_step / schedule.env_steps_per_training_step
     # Gradients are summed; the rows of the batch come from whoever holds them; every device sees all representations.
+    sizes = costs.sizes
     rows = config.batch_size * (2 * sizes.state + sizes.action + 2 * config.repr_dim)
-    exchanged = 2 * 4 * (parameter_count(config, sizes) + rows) * (num_devices > 1)
+    exchanged = 2 * 4 * (costs.parameters + rows) * (num_devices > 1)
     return {
         "GiB": memory / 2**30,
         "environments": 1e6 / measured["env steps/s, env alone"] / num_devices,

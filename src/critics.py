@@ -20,14 +20,14 @@ class Critic(NamedTuple):
     """A critic as pure functions of its parameters.
 
     Attributes:
-      init: keys (2,), one for each encoder -> parameters.
+      init: two keys, one for each encoder -> parameters.
       phi: parameters, state, action -> representation (..., D).
       psi: parameters, goal -> representation (..., D).
       energy: phi, psi -> (...), row by row; of an ensemble the least.
       table: phi, psi of (B, D) -> (B, B), every row with every goal; of an ensemble (K, B, B).
     """
 
-    init: Callable[[jax.Array], Any]
+    init: Callable[[tuple[jax.Array, jax.Array]], Any]
     phi: Callable[[Any, jax.Array, jax.Array], jax.Array]
     psi: Callable[[Any, jax.Array], jax.Array]
     energy: Callable[[jax.Array, jax.Array], jax.Array]
@@ -38,10 +38,11 @@ def two_encoders(config: Config, state_dim: int, action_size: int, goal_dim: int
     """An encoder of state and action, one of the goal, and the energy between them."""
     sa_encoder, g_encoder = (Encoder(make_trunk(config, "critic"), config.repr_dim) for _ in range(2))
 
-    def init(keys: jax.Array) -> dict[str, Any]:
+    def init(keys: tuple[jax.Array, jax.Array]) -> dict[str, Any]:
+        sa_key, g_key = keys
         return {
-            "sa_encoder": sa_encoder.init(keys[0], jnp.zeros((1, state_dim)), jnp.zeros((1, action_size))),
-            "g_encoder": g_encoder.init(keys[1], jnp.zeros((1, goal_dim))),
+            "sa_encoder": sa_encoder.init(sa_key, jnp.zeros((1, state_dim)), jnp.zeros((1, action_size))),
+            "g_encoder": g_encoder.init(g_key, jnp.zeros((1, goal_dim))),
         }
 
     return Critic(
@@ -61,7 +62,7 @@ def ensemble(critic: Critic, num_critics: int) -> Critic:
     if num_critics == 1:
         return critic
     return Critic(
-        init=lambda keys: jax.vmap(critic.init)(jax.vmap(partial(jax.random.split, num=num_critics))(keys).T),
+        init=lambda keys: jax.vmap(critic.init)(tuple(jax.random.split(key, num_critics) for key in keys)),
         phi=jax.vmap(critic.phi, (0, None, None)),
         psi=jax.vmap(critic.psi, (0, None)),
         energy=lambda phi, psi: jnp.min(jax.vmap(critic.energy)(phi, psi), axis=0),

@@ -13,7 +13,7 @@ import numpy as np
 
 from src import devices
 from src.program import Program
-from src.train import TrainState, evaluation, init_run, over_seeds, state_shardings, train_chunk
+from src.train import TrainState, count_drawable, evaluation, init_run, over_seeds, state_shardings, train_chunk
 
 
 class Compiled(NamedTuple):
@@ -21,6 +21,7 @@ class Compiled(NamedTuple):
 
     train_chunk: Callable[..., tuple[TrainState, dict[str, jax.Array]]]
     evaluation: Callable[..., dict[str, jax.Array]]
+    count_drawable: Callable[..., jax.Array]
 
 
 def compile_program(
@@ -42,6 +43,7 @@ def compile_program(
     lowered = (
         lower(train_chunk, (0, 0, None, None), (0, 1), state_and_totals, train_state, totals, count, count),
         lower(evaluation, (0, 0, None), (), everywhere, train_state.agent_state, train_state.key, count),
+        lower(count_drawable, (0,), (), everywhere, train_state.buffer_state),
     )
     with ThreadPoolExecutor() as threads:
         compiled = Compiled(*threads.map(lambda each: each.compile(), lowered))
@@ -86,6 +88,7 @@ class Moment(NamedTuple):
       speed: env steps per second of the last chunk, of each seed; None at an evaluation.
       metrics: one dict per seed at an evaluation, else None.
       env_resets: (K, N) at an evaluation, how often the physics of each env blew up since the one before; else None.
+      drawable: (K,) at the end of the prefill and at later evaluations, how many rows can be drawn; else None.
     """
 
     run_state: RunState
@@ -93,6 +96,7 @@ class Moment(NamedTuple):
     speed: float | None
     metrics: list[dict[str, float]] | None
     env_resets: np.ndarray | None = None
+    drawable: np.ndarray | None = None
 
 
 def run(
@@ -173,14 +177,17 @@ def advance(
         epoch_seconds=position.epoch_seconds + seconds,
         train_seconds=position.train_seconds + seconds,
     )
+    drawable = None
     if prefill_left == num_steps:  # the first epoch begins here
         position = dataclasses.replace(position, epoch_steps=0, epoch_seconds=0.0)
+        drawable = devices.fetch(compiled.count_drawable(train_state.buffer_state)).reshape(-1)
     per_step = program.schedule.env_steps_per_training_step
     return Moment(
         run_state=RunState(train_state, totals, position),
         env_steps=position.training_steps * per_step,
         speed=num_steps * per_step / seconds,
         metrics=None,
+        drawable=drawable,
     )
 
 
@@ -195,11 +202,13 @@ def evaluate_now(program: Program, compiled: Compiled, run_state: RunState, keys
     metrics = {f"eval/{name}": value for name, value in values.items()}
     metrics["eval/sps"] = config.num_eval_envs * config.episode_length / seconds
     metrics["eval/walltime"] = eval_seconds
-    env_resets = devices.fetch(train_state.env_resets_nonfinite)
+    env_resets, drawable = devices.fetch(train_state.env_resets_nonfinite), None
     if position.epoch_steps:
         means = {name: total / position.epoch_steps for name, total in devices.fetch(totals).items()}
         means["env_resets_nonfinite"] = env_resets.sum(axis=-1)
         means["buffer_current_size"] = config.num_envs * devices.fetch(train_state.buffer_state.size)
+        drawable = devices.fetch(compiled.count_drawable(train_state.buffer_state)).reshape(-1)
+        means["replay_drawable"] = drawable
         means["sps"] = position.epoch_steps * per_step / position.epoch_seconds
         means["walltime"] = position.train_seconds
         metrics |= {f"training/{name}": value for name, value in means.items()}
@@ -219,4 +228,5 @@ def evaluate_now(program: Program, compiled: Compiled, run_state: RunState, keys
             {name: float(np.broadcast_to(v, num_seeds)[i]) for name, v in metrics.items()} for i in range(num_seeds)
         ],
         env_resets=env_resets.reshape(num_seeds, -1),
+        drawable=drawable,
     )

@@ -9,7 +9,7 @@ import numpy as np
 
 from envs.base import EnvState
 from src.algorithm import policy_of
-from src.program import Program
+from src.program import Program, key_beside
 
 
 class Player:
@@ -30,7 +30,7 @@ class Player:
         self.env_steps_per_action = config.action_repeat
         self._agent_state = agent_state
         self._init_memory = functools.partial(program.algorithm.init_memory, (1,))
-        self._key = jax.random.key(seed)
+        self._key = key_beside(seed, "play")
 
         def step(agent_state: Any, memory: Any, env_state: EnvState, key: jax.Array) -> tuple[EnvState, Any]:
             policy = policy_of(program.algorithm, agent_state, config.deterministic_eval)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from src.algorithm import policy_of
 from src.algorithms import ALGORITHMS
@@ -71,7 +72,8 @@ def find_params(run_dir: Path, params: str) -> Path:
 
 
 class LoadedPolicy:
-    """A trained policy: `policy(obs, key=None)`, or `policy(obs, memory, key=None)` for one that has a memory.
+    """A trained policy: `policy(obs, key=None)`, or `policy(obs, memory, key=None)`, which any takes and which one that
+    has a memory needs.
 
     Attributes:
       obs_size, action_size: lengths of the last axis of what goes in and out; leading axes are free.
@@ -88,19 +90,21 @@ class LoadedPolicy:
         self._act = jax.jit(policy.act)
 
     def __call__(self, obs: jax.Array, memory: Any = None, key: jax.Array | None = None) -> Any:
-        """(..., action_size) actions for observations (..., obs_size), and the next memory where there is one.
+        """(..., action_size) actions for observations (..., obs_size), and the next memory where one is given.
 
         Raises:
           ValueError: an observation of another size, no key for a stochastic policy, no memory where one is needed.
         """
-        if not self.has_memory and key is None:
-            memory, key = (), memory
+        if not self.has_memory and jax.tree.leaves(memory):
+            memory, key = None, memory  # policy(obs, key)
         if self.has_memory and memory is None:
             raise ValueError(
-                "this policy plans several actions at once and needs its memory: "
-                "memory = policy.init_memory(obs.shape[:-1]); action, memory = policy(obs, memory)"
+                "this policy plans several actions at once and needs its memory:\n"
+                "memory = policy.init_memory(obs.shape[:-1])\n"
+                "action, memory = policy(obs, memory)"
             )
-        size = jax.numpy.shape(obs)[-1] if jax.numpy.ndim(obs) else 0
+        obs = jnp.asarray(obs)
+        size = obs.shape[-1] if obs.ndim else 0
         if size != self.obs_size:
             raise ValueError(
                 f"an observation has {self.obs_size} entries, {self.state_dim} of state and {self.goal_dim} of goal; "
@@ -108,8 +112,8 @@ class LoadedPolicy:
             )
         if key is None and not self.deterministic:
             raise ValueError("a stochastic policy needs a key: policy(obs, key=key)")
-        action, memory = self._act(memory if self.has_memory else (), obs, key)
-        return (action, memory) if self.has_memory else action
+        action, next_memory = self._act(() if memory is None else memory, obs, key)
+        return action if memory is None else (action, next_memory)
 
 
 def load_policy(run_dir: str | Path, deterministic: bool = True, params: str = "last") -> LoadedPolicy:

@@ -1,6 +1,7 @@
 """The static parts of a run: config, schedule, environments, algorithm, devices."""
 
 import functools
+import zlib
 from typing import NamedTuple
 
 import jax
@@ -56,3 +57,8 @@ def on_one_device(program: Program) -> Program:
     """The same program with its evaluation on one device of this process: for what is drawn or measured besides."""
     env = program.eval_env
     return program._replace(eval_env=VectorEnv(env.env, env.episode_length, env.action_repeat))
+
+
+def key_beside(seed: int, purpose: str) -> jax.Array:
+    """The random key of what is drawn or measured besides, which shares nothing with the keys of the run of `seed`."""
+    return jax.random.fold_in(jax.random.key(seed), zlib.crc32(purpose.encode()))

@@ -45,6 +45,8 @@ class Recorder:
         for index, seed_run in enumerate(self.runs):
             own = {f"training/{name}": value for name, value in self._own(totals, index).items()}
             seed_run.check_finite(own, moment.env_steps)
+            if moment.drawable is not None:
+                seed_run.require_rows(int(moment.drawable[index]), moment.env_steps)
         if moment.metrics is None:
             self.progress.update(moment.env_steps, moment.speed)
             if any(devices.in_any_process(self._is_due())):

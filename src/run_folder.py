@@ -197,6 +197,12 @@ class SeedRun:
             if wrong.size and not self.failure:
                 self._fail(name, float(wrong[0]), env_steps, f"{name} is {wrong[0]}")
 
+    def require_rows(self, drawable: int, env_steps: int) -> None:
+        """Ends this seed if there is no row of its replay to learn from."""
+        if not drawable and not self.failure:
+            text = "the replay holds nothing to draw, every trajectory in it is too short"
+            self._fail("training/replay_drawable", drawable, env_steps, text)
+
     def report(self, metrics: dict[str, float], env_steps: int, agent_state: Any, env_resets: np.ndarray) -> None:
         """Logs an evaluation and saves the parameters. `env_resets` (N,) counts how often each env blew up."""
         self.metrics = metrics

@@ -79,8 +79,9 @@ def metric_zeros(program: Program, train_state: TrainState) -> dict[str, jax.Arr
     """The metric sums of an epoch before its first update."""
 
     def metrics(train_state: TrainState) -> dict[str, jax.Array]:
-        index, picks = draw(program, train_state, train_state.key)
-        return update(program, train_state, index, picks, 0, train_state.key)[1]
+        draw_key, update_key = jax.random.split(jax.random.key(0))  # only shapes are looked at
+        index, picks = draw(program, train_state, draw_key)
+        return update(program, train_state, index, picks, 0, update_key)[1]
 
     return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(metrics, train_state))
 
@@ -219,7 +220,7 @@ def update(
     return program.algorithm.update(train_state.agent_state, batch, key)
 
 
-# What is compiled besides the start: a number of training steps, an evaluation.
+# What is compiled besides the start: a number of training steps, an evaluation, a look at the replay.
 
 
 def train_chunk(
@@ -243,6 +244,14 @@ def evaluation(program: Program, agent_state: Any, key: jax.Array, training_step
     config = program.config
     policy = policy_of(program.algorithm, agent_state, config.deterministic_eval)
     return evaluate(program.eval_env, policy, config.num_eval_envs, jax.random.fold_in(key, training_steps))
+
+
+def count_drawable(program: Program, buffer_state: replay_buffer.BufferState) -> jax.Array:
+    """() how many rows of the replay an update can be drawn from."""
+    algorithm = program.algorithm
+    if algorithm.drawable is None:
+        return buffer_state.size * program.config.num_envs
+    return algorithm.drawable(algorithm.index(buffer_state))
 
 
 def state_shardings(program: Program, several_seeds: bool) -> TrainState:

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from envs.render import Renderer
 from src.algorithm import policy_of
 from src.evaluator import Episodes, run_episodes
-from src.program import Program
+from src.program import Program, key_beside
 
 SHOWN = ("best", "random", "worst")
 NUM_EPISODES = 32  # to choose the shown ones from
@@ -44,7 +44,7 @@ def _roll_out(program: Program, num_episodes: int, agent_state: Any, key: jax.Ar
 
 def record(program: Program, agent_state: Any, num_episodes: int = NUM_EPISODES) -> Recording:
     """Runs the first episodes of the program's evaluation, acting as the evaluation does."""
-    key = jax.random.key(program.config.seed)
+    key = key_beside(program.config.seed, "video")
     episodes, poses = jax.device_get(_roll_out(program, num_episodes, agent_state.replace(opt_state=None), key))
     num_actions = -(-episodes.length // program.config.action_repeat).astype(int)
     action = np.arange(len(poses))[:, None]

@@ -5,6 +5,11 @@ import dataclasses
 import os
 from collections.abc import Iterator
 
+# Tests that run side by side get a core each, before JAX starts its threads: they would wait for each other's.
+if "PYTEST_XDIST_WORKER" in os.environ and hasattr(os, "sched_setaffinity"):
+    _cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {_cores[int(os.environ["PYTEST_XDIST_WORKER"].removeprefix("gw")) % len(_cores)]})
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -56,7 +61,7 @@ class ProbeEnv(Point):
 
     def sample_start(self, key, goal):
         _, _, life_key = jax.random.split(key, 3)
-        position = super().sample_start(key, goal)
+        position = super().sample_start(jax.random.clone(key), goal)
         low, high = self.lives or (2**30, 2**30)
         life = jax.random.randint(life_key, (), low, high + 1)
         return {"position": position, "tag": jnp.concatenate([position, goal]), "life": life}

@@ -124,7 +124,9 @@ def test_an_action_size_that_is_not_the_models_is_refused():
     class SixteenMotors(Humanoid):
         action_size = 16  # which control() cannot stretch to the ranges of 17
 
-    with pytest.raises(ValueError, match=r"the model has 17 motors, but control\(\) makes of an action of 16 .*: add"):
+    with pytest.raises(
+        ValueError, match=r"the model has 17 motors, but control\(\) makes of an action of 16 .*: .*broadcast"
+    ):
         SixteenMotors()
 
 
@@ -186,15 +188,25 @@ def test_an_engine_is_one_function_and_a_line(monkeypatch):
         make_env("ant_push", "toy")
 
 
+def pose_and_goal(env):
+    """Of a reset; compiled, no physics is left of it."""
+
+    def begin(key, goal):
+        env_state = env.reset(key, goal)
+        return env.pose(env_state), env_state.goal
+
+    return begin
+
+
 def test_goals_are_drawn_or_commanded():
     """The start of a commanded goal is drawn from the same key, and for that goal."""
     for name in ("point", "ant", "ant_ball_u_maze", "pusher_hard"):
         env, key = built(name), jax.random.key(3)
         goal = env.sample_goal(key)
-        own, same, other = (jax.jit(env.reset)(key, goal) for goal in (None, goal, goal + 0.05))
-        np.testing.assert_array_equal(own.goal, goal)
-        np.testing.assert_array_equal(own.state, same.state)
-        np.testing.assert_array_equal(other.goal, goal + 0.05)
+        own, same, other = (quick_jit(pose_and_goal(env), key, goal) for goal in (None, goal, goal + 0.05))
+        np.testing.assert_array_equal(own[1], goal)
+        np.testing.assert_array_equal(own[0], same[0])
+        np.testing.assert_array_equal(other[1], goal + 0.05)
     # The object never starts within 0.17 m of a commanded goal.
     keys, goal = jax.random.split(jax.random.key(0), 500), jnp.array([0.45, -0.2, -0.275])
     q, _ = jax.vmap(built("pusher_hard").sample_start, (0, None))(keys, goal)

@@ -9,6 +9,7 @@ import pytest
 from conftest import ProbeEnv
 
 from envs.wrappers import VectorEnv
+from src.algorithm import Policy
 from src.evaluator import EVAL_GOALS_SEED, evaluate, run_episodes
 
 NUM, LENGTH = 16, 12
@@ -17,6 +18,11 @@ NUM, LENGTH = 16, 12
 def towards_goal(obs, key):
     del key
     return jnp.clip(10 * (obs[..., 2:] - obs[..., :2]), -1, 1)
+
+
+def remembering_nothing(act):
+    """The policy of a function of observations and a key."""
+    return Policy(lambda shape: (), lambda memory, obs, key: (act(obs, key), memory))
 
 
 def at_random(obs, key):
@@ -37,7 +43,7 @@ class NaNAfterTheEnd(ProbeEnv):
 
 def run(policy, key=0, action_repeat=1, num=NUM, length=LENGTH, probe=ProbeEnv, **options):
     vector = VectorEnv(probe(**options), length, action_repeat)
-    summary = jax.jit(functools.partial(evaluate, vector, policy, num))(jax.random.key(key))
+    summary = jax.jit(functools.partial(evaluate, vector, remembering_nothing(policy), num))(jax.random.key(key))
     return {name: float(value) for name, value in summary.items()}
 
 
@@ -81,7 +87,8 @@ def test_sums_over_each_episode_and_their_spread(probe, lives):
 @pytest.mark.parametrize(("lives", "actions"), [(0, 0), (3, 3)])
 def test_an_episode_whose_physics_blows_up_keeps_its_last_finite_state(lives, actions):
     vector = VectorEnv(ProbeEnv(lives=(lives, lives), ends=False), LENGTH)
-    episodes, _ = run_episodes(vector, lambda obs, key: jnp.ones((NUM, 2)), NUM, jax.random.key(0))
+    forwards = remembering_nothing(lambda obs, key: jnp.ones((NUM, 2)))
+    episodes, _ = run_episodes(vector, forwards, NUM, jax.random.key(0))
     assert np.all(episodes.length == actions + 1)
     np.testing.assert_allclose(episodes.last, np.clip(episodes.start + 0.1 * actions, -1, 1), atol=1e-6)
 
@@ -121,7 +128,7 @@ def test_metrics_an_env_does_not_report_are_absent():
             env_state = super()._after(before, pipeline_state, action)
             return env_state.replace(metrics={"x": env_state.metrics["x"]})
 
-    summary = evaluate(VectorEnv(Mute(), 3), towards_goal, 2, jax.random.key(0))
+    summary = evaluate(VectorEnv(Mute(), 3), remembering_nothing(towards_goal), 2, jax.random.key(0))
     assert {name.removesuffix("_std").removesuffix("_min").removesuffix("_max") for name in summary} == {
         "avg_episode_length",
         "episode_x",

@@ -38,12 +38,12 @@ from src import checkpoint, devices, output, process, run_folder
 from src.algorithms.crl import CRLConfig
 from src.checkpoint import CheckpointWriter, list_checkpoints, read_arrays, read_manifest, write_checkpoint
 from src.command_line import parse_config
+from src.loop import run
 from src.losses import CONTRASTIVE_LOSSES, ENERGY_FNS
 from src.networks import NETWORKS
 from src.output import read_rows
-from src.plan import describe_plan, planned_bytes
+from src.plan import describe_plan, measure, planned_bytes
 from src.registries import REGISTRIES
-from src.train import run
 from utils import FAILED, IN_USE, REFUSED, Choice, derive_schedule, fact, plain_type
 
 pytestmark = pytest.mark.usefixtures("probe_registered")
@@ -421,7 +421,7 @@ def test_too_little_memory_is_one_line(tmp_path):
 def test_memory_that_runs_out_is_answered_by_what_would_fit(monkeypatch, tmp_path, capsys):
     """On a device with half of what the plan takes; each offer alone brings the plan below it."""
     config = tiny(output_dir=str(tmp_path), num_envs=64, max_replay_size=2000, num_seeds=4, num_timesteps=10_000)
-    planned = planned_bytes(config, ProbeEnv().sizes, 1)
+    planned = planned_bytes(config, measure(config, ProbeEnv()), 1)
 
     def fail(*args):
         monkeypatch.setattr(devices, "memory_per_device", lambda: planned // 2)
@@ -435,7 +435,7 @@ def test_memory_that_runs_out_is_answered_by_what_would_fit(monkeypatch, tmp_pat
     assert {"seed_batch", "max_replay_size", "num_envs"} <= offers.keys()
     for flag, value in offers.items():
         smaller = dataclasses.replace(config, **{flag.replace("seed_batch", "num_seeds"): int(value)})
-        assert 0 < planned_bytes(smaller, ProbeEnv().sizes, 1) <= 0.9 * (planned // 2)
+        assert 0 < planned_bytes(smaller, measure(smaller, ProbeEnv()), 1) <= 0.9 * (planned // 2)
 
 
 # Numbers.
@@ -560,6 +560,9 @@ def test_random_flags_are_legal_or_refused_in_one_line(changes, base):
         plan(dataclasses.replace(base, **changes))
 
 
+COSTS = measure(tiny(), ProbeEnv())
+
+
 def plan(config):
     """Everything between the command line and the first compilation; whether the config is legal."""
     try:
@@ -569,7 +572,7 @@ def plan(config):
         assert "\n" not in str(error) and str(error)
         return False
     assert schedule.total_env_steps >= parsed.num_timesteps
-    describe_plan(parsed, schedule, ProbeEnv().sizes)
+    describe_plan(parsed, schedule, COSTS)
     return True
 
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import mujoco
 import numpy as np
 import pytest
-from conftest import ProbeEnv, registered
+from conftest import ProbeEnv, make_probe_program, tiny
 from drawing import can_draw, drawn_run, needs_opengl, pixels
 
 from envs import ENVS, make_env
@@ -19,8 +19,9 @@ from envs.check import check_env
 from envs.opengl import usable_opengl
 from envs.render import Renderer, Scene, open_renderer, scene_xml, wall_boxes
 from scripts.play import Stage
-from scripts.trained import TrainedConfig, load_or_refuse
+from src.insight import draw_all
 from src.player import Player
+from src.video import film, record
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -188,14 +189,14 @@ def test_goals_are_shown_as_far_as_they_are_places(probe, goal, place):
 
 
 @pytest.mark.parametrize("probe", [WithVelocity, TwoPlaces, Angle])
-def test_training_with_goals_that_are_no_places_is_drawn_and_played(probe, tmp_path, capsys):
-    run_dir = drawn_run(tmp_path, probe, render=True)
-    out, err = capsys.readouterr()
-    assert err == ("" if can_draw() else err) and err.count("\n") <= 1
-    pictures = {path.stem for path in run_dir.glob("*.png")}
-    assert pictures == ({"critic"} if probe is Angle else {"critic", "energy", "reached_goals"})
-    with registered(probe=probe):
-        config, program, agent_state = load_or_refuse(TrainedConfig, [str(run_dir)], "test", lambda config: None)
+def test_policies_with_goals_that_are_no_places_are_drawn_and_played(probe, tmp_path, capsys):
+    program = make_probe_program(tiny(), probe)
+    agent_state = program.algorithm.init(jax.random.key(0))
+    recording = record(program, agent_state, 4)
+    pictures, worked = draw_all(tmp_path, program, agent_state, recording.episodes)
+    assert worked and {path.stem for path in pictures} == (set() if probe is Angle else {"energy", "reached_goals"})
+    if can_draw():
+        assert film(program, recording, ("best",), seconds=0.1).shape[-1] == 3
     stage = Stage(Player(program, agent_state))
     before = stage.player.goal
     stage.new_goal((0.25, 0.5))
@@ -205,3 +206,10 @@ def test_training_with_goals_that_are_no_places_is_drawn_and_played(probe, tmp_p
     checks, _ = check_env(program.env.env, num_envs=2, num_steps=4)
     (picture,) = (check for check in checks if check.name == "picture")
     assert picture.passed and picture.detail.startswith("drawn in" if can_draw() else "not drawn: no OpenGL")
+
+
+def test_a_goal_with_a_velocity_costs_a_run_nothing(tmp_path, capsys):
+    run_dir = drawn_run(tmp_path, WithVelocity, render=True)
+    assert {path.stem for path in run_dir.glob("*.png")} == {"critic", "energy", "reached_goals"}
+    err = capsys.readouterr().err
+    assert err == "" if can_draw() else "no OpenGL to draw with" in err

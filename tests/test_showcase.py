@@ -12,8 +12,8 @@ from PIL import Image
 
 import training
 from envs.base import GoalEnv
+from src.loop import Position
 from src.showcase import Showcase
-from src.train import Position
 
 PICTURES = {"energy.png", "reached_goals.png", "critic.png"}
 

@@ -105,7 +105,7 @@ def test_metrics_have_their_names(two_runs):
     expected = {f"eval/episode_{name}{s}" for name in per_episode for s in ("", "_std", "_min", "_max")}
     expected |= {"eval/episode_success_any", "eval/avg_episode_length", "eval/sps", "eval/walltime"}
     expected |= {f"training/{name}" for name in UPDATE_METRICS}
-    expected |= {f"training/{name}" for name in ("sps", "walltime", "buffer_current_size")}
+    expected |= {f"training/{name}" for name in ("sps", "walltime", "buffer_current_size", "replay_drawable")}
     assert rows[0].keys() - {"training/env_resets_nonfinite"} == {"env_steps"} | expected
     assert [row["env_steps"] for row in rows] == ["0", "1040", "2000"]
     assert all((value == "") == name.startswith("training/") for name, value in rows[0].items())

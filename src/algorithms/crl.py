@@ -133,7 +133,7 @@ def init(config: CRLConfig, networks: Networks, key: jax.Array) -> AgentState:
     """Fresh parameters, optimiser and normaliser."""
     actor_key, *critic_keys = jax.random.split(key, 3)
     state, goal = jnp.zeros((1, networks.state_dim)), jnp.zeros((1, len(networks.goal_indices)))
-    critic = networks.critic.init(jnp.stack(critic_keys))
+    critic = networks.critic.init(tuple(critic_keys))
     if config.use_c_target:
         critic["c_target"] = jnp.ones(() if config.num_critics == 1 else config.num_critics)
     params = {
