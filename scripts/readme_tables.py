@@ -1,4 +1,4 @@
-"""Rewrites the tables of README.md that stand in the code: flags (of every algorithm) and environments.
+"""Rewrites the tables of README.md and docs/ that stand in the code: flags, environments, and what to read first.
 
     python scripts/readme_tables.py [--check]
 
@@ -22,23 +22,30 @@ from utils import Choice, Config, fact  # noqa: E402
 
 
 def flag_table() -> str:
-    """One row per flag: its default, its documentation, and the names it accepts; first those that every run has, then
-    those that algorithms add, each with its algorithms."""
+    """One row per flag: its default, what it means, and the names it accepts; first those that every run has."""
+    algorithms = {name: method.config for name, method in REGISTRIES["algorithm"].items()}
+    flags = dict.fromkeys(field.name for each in (Config, *algorithms.values()) for field in dataclasses.fields(each))
     rows = ["| flag | default | meaning |", "|---|---|---|"]
-    owners: dict[str, list[str]] = {field.name: [] for field in dataclasses.fields(Config)}
-    fields = {field.name: (field, Config) for field in dataclasses.fields(Config)}
-    for name, method in REGISTRIES["algorithm"].items():
-        for field in dataclasses.fields(method.config):
-            fields.setdefault(field.name, (field, method.config))
-            if field.name not in Config.__dataclass_fields__:
-                owners.setdefault(field.name, []).append(f"`{name}`")
-    for flag, (field, config_class) in fields.items():
-        default = f"`{field.default}`" if field.default is not None else "none"
-        choice = fact(field, Choice)
-        names = f" `{'`, `'.join(REGISTRIES[choice.kind])}`." if choice else ""
-        owned = f"{', '.join(owners[flag])}: " if owners[flag] else ""
-        rows.append(f"| `--{flag}` | {default} | {owned}{field_documentation(config_class)[flag]}{names} |")
-    return "\n".join(rows)
+    return "\n".join(rows + [flag_row(flag, algorithms) for flag in flags])
+
+
+def flag_row(flag: str, algorithms: dict[str, type[Config]]) -> str:
+    """A flag as every run has it, or as the first of the algorithms that have it, and where it has another default."""
+    having = {name: each for name, each in algorithms.items() if flag in each.__dataclass_fields__}
+    shared = flag in Config.__dataclass_fields__
+    config_class = Config if shared else next(iter(having.values()))
+    field = config_class.__dataclass_fields__[flag]
+    defaults = {name: each.__dataclass_fields__[flag].default for name, each in having.items()}
+    others = [f"{name} `{value}`" for name, value in defaults.items() if value != field.default and flag != "algorithm"]
+    default = ", ".join(["none" if field.default is None else f"`{field.default}`", *others])
+    choice = fact(field, Choice)
+    names = ""
+    if choice and choice.kind == "env":
+        names = " The names are in [environments](environments.md)."
+    elif choice:
+        names = f" `{'`, `'.join(REGISTRIES[choice.kind])}`."
+    owners = "" if shared else f"{', '.join(having)}: "
+    return f"| `--{flag}` | {default} | {owners}{field_documentation(config_class)[flag]}{names} |"
 
 
 def field_documentation(config_class: type) -> dict[str, str]:
@@ -54,23 +61,64 @@ def field_documentation(config_class: type) -> dict[str, str]:
     return documentation
 
 
-TABLES: dict[str, Callable[[], str]] = {"flags": flag_table, "environments": environment_table}
+# What a newcomer reads after the README, in this order: a file, a class of it if not all, and what it tells.
+READING_PATH = (
+    ("utils.py", "Config", "what can vary"),
+    ("src/train.py", None, "what happens: collect, insert, index, draw, gather, update"),
+    ("src/algorithms/crl.py", None, "the idea: actor, critic, their update"),
+    ("src/losses.py", None, "energies and losses, pure functions of arrays"),
+    ("envs/base.py", None, "what an environment is"),
+    ("envs/ant.py", None, "a task"),
+)
 
 
-def with_tables(readme: str) -> str:
-    """The README's text with every table made again."""
-    for name, table in TABLES.items():
-        before, start, rest = readme.partition(f"<!-- {name} -->\n")
-        _, end, after = rest.partition(f"<!-- end of {name} -->")
-        if not end:
-            raise SystemExit(f"README.md has no place for the table {name!r}")
-        readme = f"{before}{start}{table()}\n{end}{after}"
-    return readme
+def reading_table() -> str:
+    """One row per file to read, with its length."""
+    rows = ["| file | lines | what it tells |", "|---|---:|---|"]
+    for name, part, tells in READING_PATH:
+        shown = f"`{part}` in `{name}`" if part else f"`{name}`"
+        rows.append(f"| {shown} | {line_count(ROOT / name, part)} | {tells} |")
+    return "\n".join(rows)
+
+
+def line_count(path: Path, part: str | None) -> int:
+    """Lines of a file, or of one class in it."""
+    text = path.read_text()
+    if part is None:
+        return text.count("\n")
+    node = next(node for node in ast.parse(text).body if getattr(node, "name", None) == part)
+    return node.end_lineno - node.lineno + 1
+
+
+# Table -> its file and what makes it.
+TABLES: dict[str, tuple[str, Callable[[], str]]] = {
+    "flags": ("docs/flags.md", flag_table),
+    "environments": ("docs/environments.md", environment_table),
+    "reading": ("README.md", reading_table),
+}
+
+
+def with_table(text: str, name: str, table: str) -> str:
+    """A file's text with one table made again."""
+    before, start, rest = text.partition(f"<!-- {name} -->\n")
+    _, end, after = rest.partition(f"<!-- end of {name} -->")
+    if not end:
+        raise SystemExit(f"{TABLES[name][0]} has no place for the table {name!r}")
+    return f"{before}{start}{table}\n{end}{after}"
+
+
+def main(args: list[str]) -> int:
+    """Rewrites, or with --check tells by the exit status whether that is needed."""
+    for name, (file, table) in TABLES.items():
+        path = ROOT / file
+        text = path.read_text()
+        rewritten = with_table(text, name, table())
+        if rewritten != text and "--check" in args:
+            print(f"{file} is behind the code: the table {name!r}", file=sys.stderr)
+            return 1
+        path.write_text(rewritten)
+    return 0
 
 
 if __name__ == "__main__":
-    path = ROOT / "README.md"
-    readme = path.read_text()
-    if "--check" in sys.argv:
-        sys.exit("README.md is behind the code" if with_tables(readme) != readme else 0)
-    path.write_text(with_tables(readme))
+    sys.exit(main(sys.argv[1:]))

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import tyro
 
 from src.command_line import parse
+from src.devices import all_devices
 from src.policy import PARAMS_FILES, load_trained
 from src.process import enable_compilation_cache
 from src.program import Program
@@ -18,7 +19,7 @@ from src.program import Program
 class TrainedConfig:
     """Which policy, and where it acts."""
 
-    run_dir: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="RUN_DIR")]]
+    run_dir: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="RUN_DIR"), Path]]
     """The run's folder."""
     params: Literal[*PARAMS_FILES] = "last"
     """The policy of the last evaluation, or the one with the most time near the goal."""
@@ -37,6 +38,7 @@ def load_or_refuse(
     try:
         config = parse(config_class, args, prog=prog)
         check(config)
+        all_devices()
         trained = load_trained(Path(config.run_dir), config.params, config.eval_env)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)

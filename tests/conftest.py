@@ -5,6 +5,11 @@ import dataclasses
 import os
 from collections.abc import Iterator
 
+# Tests that run side by side get a core each, before JAX starts its threads: they would wait for each other's.
+if "PYTEST_XDIST_WORKER" in os.environ and hasattr(os, "sched_setaffinity"):
+    _cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {_cores[int(os.environ["PYTEST_XDIST_WORKER"].removeprefix("gw")) % len(_cores)]})
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -110,10 +115,10 @@ def tiny(**changes) -> Config:
     return dataclasses.replace(TINY, **changes)
 
 
-def tiny_of(config_class: type[Config], **changes) -> Config:
+def tiny_of(config_class: type[Config], like: Config = TINY, **changes) -> Config:
     """The same for another algorithm's flags."""
     names = {field.name for field in dataclasses.fields(config_class)} - {"algorithm"}
-    shared = {f.name: getattr(TINY, f.name) for f in dataclasses.fields(TINY) if getattr(TINY, f.name) != f.default}
+    shared = {f.name: getattr(like, f.name) for f in dataclasses.fields(like) if getattr(like, f.name) != f.default}
     return config_class(**{name: value for name, value in shared.items() if name in names} | changes)
 
 
