@@ -5,7 +5,7 @@ policy = load_policy("runs/crl/test/test_ant_s0_20260101-120000")
 action = policy(obs)
 ```
 
-A policy that remembers something inside an episode, such as a plan of several actions, is given its memory:
+A policy that remembers something inside an episode, such as a plan of several actions, needs its memory; any takes one:
 
 ```
 memory = policy.init_memory(obs.shape[:-1])

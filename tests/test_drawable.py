@@ -12,7 +12,7 @@ import training
 from src import loop
 
 
-@pytest.mark.parametrize("changes", [{}, {"num_seeds": 2, "action_chunk": 3}])
+@pytest.mark.parametrize("changes", [{}, pytest.param({"num_seeds": 2, "action_chunk": 3}, marks=pytest.mark.slow)])
 def test_a_replay_of_trajectories_that_are_too_short_stops_the_run(tmp_path, capsys, changes):
     """Every episode of one step, or of two where a plan of three needs two later rows: no pair of a state and what came
     of it. Training would learn from whatever lies in the first row."""
