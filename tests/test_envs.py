@@ -312,12 +312,13 @@ GEARS = {  # of generalized and mjx, then of spring and positional
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", PLAIN)
 def test_time_steps_gears_and_solver_of_every_backend(name, backend):
-    model, physics = compiled_model(name, backend), built(name).physics[backend]
+    stated = built(name).physics
+    model, physics = compiled_model(name, backend), stated.get(backend) or stated[ENGINES[backend].physics_of]
     soft = backend in ("spring", "positional")
     assert (model.opt.timestep, physics.n_frames) == TIMINGS[name][soft]
     np.testing.assert_array_equal(model.actuator_gear[:, 0], GEARS[name][(soft + (backend == "positional"))])
     eulerdamp = mujoco.mjtDisableBit.mjDSBL_EULERDAMP
-    if backend == "mjx" and name in ("ant", "humanoid"):
+    if backend in ("mjx", "mujoco") and name in ("ant", "humanoid"):  # MuJoCo's own solver is set when it loads
         assert (model.opt.iterations, model.opt.ls_iterations, model.opt.disableflags) == (1, 4, eulerdamp)
         assert model.opt.solver == mujoco.mjtSolver.mjSOL_NEWTON
     else:
