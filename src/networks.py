@@ -1,32 +1,38 @@
 """Networks: the trunks (`NETWORKS`), encoders and the tanh-Gaussian actor."""
 
 from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-
-from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from utils import Config
 
 _kernel = nn.initializers.lecun_uniform()
 _MIN_STD = 1e-3
+_LAYERS_OF_A_BLOCK = 4
+
+
+def _layer(x: jax.Array, h_dim: int, use_ln: bool, activation: Callable[[jax.Array], jax.Array]) -> jax.Array:
+    x = nn.Dense(h_dim, kernel_init=_kernel)(x)
+    return activation(nn.LayerNorm()(x) if use_ln else x)
 
 
 class MLP(nn.Module):
-    """`n_hidden` layers of `h_dim` ReLU units, LayerNorm before each ReLU with `use_ln`."""
+    """`n_hidden` layers of `h_dim` units, LayerNorm before each activation with `use_ln`."""
 
     h_dim: int
     n_hidden: int
     use_ln: bool
+    activation: Callable[[jax.Array], jax.Array] = nn.relu
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         for _ in range(self.n_hidden):
-            x = nn.Dense(self.h_dim, kernel_init=_kernel)(x)
-            x = nn.relu(nn.LayerNorm()(x) if self.use_ln else x)
+            x = _layer(x, self.h_dim, self.use_ln, self.activation)
         return x
 
 
@@ -42,28 +48,77 @@ class ResidualMLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        def layer(x):
-            x = nn.Dense(self.h_dim, kernel_init=_kernel)(x)
-            return nn.swish(nn.LayerNorm()(x) if self.use_ln else x)
-
-        x = layer(x)
+        x = _layer(x, self.h_dim, self.use_ln, nn.swish)
         for first in range(1, self.n_hidden, 2):
             skip = x
             for _ in range(first, min(first + 2, self.n_hidden)):
-                x = layer(x)
+                x = _layer(x, self.h_dim, self.use_ln, nn.swish)
             x = x + skip
         return x
 
 
-NETWORKS: dict[str, Callable[..., nn.Module]] = {"mlp": MLP, "residual": ResidualMLP}
+class _Block(nn.Module):
+    """Four swish layers with a skip around them, as a step of a scan."""
+
+    h_dim: int
+    use_ln: bool
+
+    @nn.compact
+    def __call__(self, x: jax.Array, _: None) -> tuple[jax.Array, None]:
+        skip = x
+        for _ in range(_LAYERS_OF_A_BLOCK):
+            x = _layer(x, self.h_dim, self.use_ln, nn.swish)
+        return x + skip, None
+
+
+class DeepResidualMLP(nn.Module):
+    """`n_hidden` swish layers in blocks of four with a skip around each, after an input layer that is not counted
+    (https://arxiv.org/abs/2503.14858). The paper uses LayerNorm throughout (`use_ln`).
+
+    One block is compiled and scanned over the parameters of all, which have a leading axis of blocks: what compiling
+    takes does not grow with the depth.
+    """
+
+    h_dim: int
+    n_hidden: int
+    use_ln: bool
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = _layer(x, self.h_dim, self.use_ln, nn.swish)
+        blocks = nn.scan(
+            _Block, variable_axes={"params": 0}, split_rngs={"params": True}, length=self.n_hidden // _LAYERS_OF_A_BLOCK
+        )
+        x, _ = blocks(self.h_dim, self.use_ln, name="blocks")(x, None)
+        return x
+
+
+NETWORKS: dict[str, Callable[..., nn.Module]] = {
+    "mlp": MLP,
+    "swish": partial(MLP, activation=nn.swish),
+    "residual": ResidualMLP,
+    "residual4": DeepResidualMLP,
+}
+
+# Networks whose depth must be a multiple of this.
+DEPTH_STEPS = {"residual4": _LAYERS_OF_A_BLOCK}
 
 
 def make_trunk(config: "Config", part: str) -> nn.Module:
-    """The trunk of a part, "actor" or "critic", whose own depth and width go before `n_hidden` and `h_dim`."""
+    """The trunk of a part, "actor" or "critic", whose own depth and width go before `n_hidden` and `h_dim`.
+
+    Raises:
+      ValueError: a depth that the network cannot have.
+    """
+    flag = f"{part}_n_hidden" if getattr(config, f"{part}_n_hidden") else "n_hidden"
+    n_hidden, step = getattr(config, flag), DEPTH_STEPS.get(config.network, 1)
+    if n_hidden % step:
+        raise ValueError(
+            f"--network {config.network} is made of blocks of {step} layers: --{flag} {n_hidden} must be a multiple of "
+            f"{step}, e.g. {-(-n_hidden // step) * step}"
+        )
     return NETWORKS[config.network](
-        h_dim=getattr(config, f"{part}_h_dim") or config.h_dim,
-        n_hidden=getattr(config, f"{part}_n_hidden") or config.n_hidden,
-        use_ln=config.use_ln,
+        h_dim=getattr(config, f"{part}_h_dim") or config.h_dim, n_hidden=n_hidden, use_ln=config.use_ln
     )
 
 

@@ -13,7 +13,7 @@ import pytest
 import training
 from envs import ENVS
 from envs.base import EnvState, GoalEnv, Physics, unknown
-from src.train import Program, make_program
+from src.program import Program, make_program
 from utils import Config, derive_schedule
 
 # Compiled programs are kept between tests, between runs of the tests, and for the commands that tests start.
