@@ -38,9 +38,8 @@ class VectorEnv:
         self.sharding = sharding
 
     def reset(self, key: jax.Array, num_envs: int, goals: jax.Array | None = None) -> EnvState:
-        """N new episodes, each with its own start and goal; `goals` (N, goal_dim) commands these."""
-        keys = jax.random.split(key, num_envs)
-        env_state = jax.vmap(self.env.reset)(keys) if goals is None else jax.vmap(self.env.reset)(keys, goals)
+        """N new episodes, each with its own start and goal; towards `goals` (N, goal_dim) if they are given."""
+        env_state = jax.vmap(self.env.reset)(jax.random.split(key, num_envs), goals)
         return jax.lax.with_sharding_constraint(env_state, self.sharding) if self.sharding else env_state
 
     def step(self, env_state: EnvState, action: jax.Array) -> EnvState:
@@ -78,8 +77,8 @@ class VectorEnv:
     def pool_size(self, num_envs: int, unroll_length: int) -> int:
         """How many reset states to hold ready for `unroll_length` steps of N envs.
 
-        Enough for every time limit in the unroll and one early end a env on top. Should more episodes end, the pool is
-        used again from its beginning: such a start was drawn fresh too, but for another env.
+        Enough for every time limit in the unroll and one early end per env on top. If more episodes end, the pool is
+        reused from the start: such a start was drawn fresh too, but for another env.
         """
         limits = unroll_length * self.action_repeat // self.episode_length + 1
         return max(num_envs * (limits + 1), min(unroll_length, 64))
@@ -92,9 +91,10 @@ class VectorEnv:
         """
         ended = env_state.done > 0
         pool_size = pool.done.shape[0]
-        drawn = used + jnp.cumsum(ended) - 1
+        drawn = used + jnp.cumsum(ended, dtype=jnp.int32) - 1
         slot = (drawn + drawn // pool_size) % pool_size  # each round is shifted by one, away from the same envs
-        return self.begin(env_state, jax.tree.map(lambda leaf: leaf[slot], pool)), used + jnp.sum(ended)
+        fresh = jax.tree.map(lambda leaf: leaf[slot], pool)
+        return self.begin(env_state, fresh), used + jnp.sum(ended, dtype=jnp.int32)
 
     def begin(self, env_state: EnvState, fresh: EnvState) -> EnvState:
         """Replaces the envs whose episode has ended by those of `fresh`, counting the new trajectory."""

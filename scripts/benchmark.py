@@ -28,16 +28,18 @@ import jax.numpy as jnp
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any directory
 
 from src import devices, replay_buffer, train
-from src.command_line import ConfigError, parse
+from src.command_line import check_config, parse_config
+from src.output import run_command
 from src.plan import planned_bytes
-from utils import Config, check_config, derive_schedule, write_text
+from src.registries import REGISTRIES
+from utils import REFUSED, Config, ConfigError, derive_schedule, write_text
 
 MATMUL_SIZE = 2048
 LAYER_PRODUCTS = 100
 
 
 @dataclasses.dataclass(frozen=True)
-class BenchmarkConfig(Config):
+class BenchmarkFlags:
     """Times the parts of one training configuration."""
 
     repeats: int = 5
@@ -69,8 +71,7 @@ PANELS = {
 def main(args: list[str]) -> int:
     """Measures and prints; returns the exit status."""
     try:
-        config = parse(BenchmarkConfig, args, prog="benchmark.py")
-        check_config(config)
+        config = parse_config(args, REGISTRIES, "benchmark.py", BenchmarkFlags)
         if min(config.repeats, config.updates) < 1:
             raise ConfigError(f"--repeats {config.repeats} and --updates {config.updates} are at least 1")
         if config.sweep and not config.out:
@@ -81,7 +82,7 @@ def main(args: list[str]) -> int:
             train.make_program(point, derive_schedule(point))
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return REFUSED
     results = []
     for point in points:
         results.append(benchmark(point))
@@ -94,7 +95,7 @@ def main(args: list[str]) -> int:
     return 0
 
 
-def benchmark(config: BenchmarkConfig) -> dict:
+def benchmark(config: Config) -> dict:
     """Measures one configuration."""
     program = train.make_program(config, derive_schedule(config))
     parts, compile_seconds = build(program, config)
@@ -102,7 +103,7 @@ def benchmark(config: BenchmarkConfig) -> dict:
     return report(program, config, parts, seconds, compile_seconds) | {"rounds": rounds}
 
 
-def build(program: train.Program, config: BenchmarkConfig) -> tuple[dict[str, tuple[Callable, Any]], dict[str, float]]:
+def build(program: train.Program, config: Config) -> tuple[dict[str, tuple[Callable, Any]], dict[str, float]]:
     """Compiles every part, for all seeds together.
 
     Returns name -> (a call that waits for its result, the compiled program), and name -> seconds of compilation.
@@ -200,7 +201,7 @@ def measure(calls: dict[str, Callable], repeats: int, budget: float) -> tuple[di
     return {name: statistics.median(seconds) for name, seconds in counted.items()}, len(next(iter(counted.values())))
 
 
-def report(program: train.Program, config: BenchmarkConfig, parts: dict, seconds: dict, compile_seconds: dict) -> dict:
+def report(program: train.Program, config: Config, parts: dict, seconds: dict, compile_seconds: dict) -> dict:
     """The figures of one table, and what they depend on."""
     schedule = program.schedule
     matmul_rate = 2 * MATMUL_SIZE**3 / seconds["matmul"]
@@ -250,7 +251,7 @@ def table(result: dict) -> str:
 # Sweeps.
 
 
-def sweep_points(config: BenchmarkConfig) -> list[BenchmarkConfig]:
+def sweep_points(config: Config) -> list[Config]:
     """The configurations of a sweep, each once.
 
     Raises:
@@ -259,7 +260,7 @@ def sweep_points(config: BenchmarkConfig) -> list[BenchmarkConfig]:
     points = [dataclasses.replace(config, **{flag: value}) for flag, values in SWEEP.items() for value in values]
     points = list(dict.fromkeys([config, *points]))
     for point in points:
-        check_config(point)
+        check_config(point, REGISTRIES)
     return points
 
 
@@ -318,4 +319,4 @@ def plot(results: list[dict], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_command(main))

@@ -17,15 +17,17 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any directory
 
-import training
 from src import train
 from src.checkpoint import CheckpointWriter, host_arrays
-from src.command_line import ConfigError, parse
-from utils import Config, check_config, derive_schedule, write_text
+from src.command_line import parse_config
+from src.output import run_command
+from src.process import enable_compilation_cache
+from src.registries import REGISTRIES
+from utils import REFUSED, ConfigError, derive_schedule, write_text
 
 
 @dataclasses.dataclass(frozen=True)
-class CheckpointConfig(Config):
+class CheckpointFlags:
     """Times what a checkpoint adds to one training configuration."""
 
     pairs: int = 5
@@ -37,16 +39,15 @@ class CheckpointConfig(Config):
 def main(args: list[str]) -> int:
     """Measures and prints; returns the exit status."""
     try:
-        config = parse(CheckpointConfig, args, prog="benchmark_checkpoint.py")
-        check_config(config)
+        config = parse_config(args, REGISTRIES, "benchmark_checkpoint.py", CheckpointFlags)
         program = train.make_program(config, derive_schedule(config))
         needed, planned = 2 * config.pairs + 3, program.schedule.training_steps
         if not config.pairs >= 1 or planned < needed:
             raise ConfigError(f"--pairs {config.pairs} needs {needed} training steps, there are {planned}")
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
-    training.enable_compilation_cache()
+        return REFUSED
+    enable_compilation_cache()
     result = measure(program, config.pairs)
     print("\n".join(f"{name}: {value:,.4g}" for name, value in result.items()))
     if config.out:
@@ -92,4 +93,4 @@ def measure(program: train.Program, pairs: int) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_command(main))

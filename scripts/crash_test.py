@@ -21,7 +21,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any directory
 
-from src.command_line import ConfigError, parse
+from src.command_line import parse
+from src.output import run_command
+from utils import FAILED, REFUSED, ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
 CLOCK_METRICS = {"eval/sps", "eval/walltime", "training/sps", "training/walltime"}
@@ -67,7 +69,7 @@ def main(args: list[str]) -> int:
         config = parse(CrashConfig, args, prog="crash_test.py")
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return REFUSED
     with tempfile.TemporaryDirectory() as folder:
         reference, seconds = train_alone(config, Path(folder) / "reference")
         crashed, kills = train_with_kills(config, Path(folder) / "crashed", seconds)
@@ -77,11 +79,11 @@ def main(args: list[str]) -> int:
     print("; ".join(differences) or "metrics and parameters are the same bit for bit")
     if len(kills) < config.kills:
         print(f"error: the run ended before it was killed {config.kills} times; train longer", file=sys.stderr)
-        return 1
+        return FAILED
     if not any(kill.checkpoint for kill in kills):
         print("error: no kill came after a checkpoint, so nothing was resumed; train longer", file=sys.stderr)
-        return 1
-    return 1 if differences else 0
+        return FAILED
+    return FAILED if differences else 0
 
 
 def command(config: CrashConfig, folder: Path) -> list[str]:
@@ -209,4 +211,4 @@ def write_table(path: Path, kills: list[Kill], differences: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_command(main))

@@ -8,9 +8,9 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
-import training
 from src.command_line import parse
 from src.policy import PARAMS_FILES, load_trained
+from src.process import enable_compilation_cache
 from src.program import Program
 
 
@@ -41,5 +41,5 @@ def load_or_refuse(
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return None
-    training.enable_compilation_cache()
+    enable_compilation_cache()
     return config, *trained

@@ -34,6 +34,13 @@ class AgentState:
     normalizer: Normalizer | None
 
 
+@struct.dataclass
+class TargetAgentState(AgentState):
+    """An agent that bootstraps from `targets`: of some parts of `params`, averages that follow them slowly."""
+
+    targets: dict[str, Any]
+
+
 def make_optimizer(rates: dict[str, float]) -> optax.GradientTransformation:
     """Adam for all parts, each with its own rate. Its moments are flat arrays of all parameters: one kernel, not one
     for each parameter."""
@@ -56,6 +63,18 @@ def descend(agent_state: AgentState, gradients: dict[str, Any], rates: dict[str,
     """One step of the optimiser."""
     updates, opt_state = make_optimizer(rates).update(gradients, agent_state.opt_state)
     return agent_state.replace(params=optax.apply_updates(agent_state.params, updates), opt_state=opt_state)
+
+
+def with_targets(agent_state: AgentState, parts: tuple[str, ...]) -> TargetAgentState:
+    """The agent with fresh targets of these parts, equal to the parameters."""
+    return TargetAgentState(**vars(agent_state), targets={name: agent_state.params[name] for name in parts})
+
+
+def follow(agent_state: TargetAgentState, tau: float) -> TargetAgentState:
+    """Moves the targets by the share `tau` of the way to the parameters."""
+    params = {name: agent_state.params[name] for name in agent_state.targets}
+    targets = jax.tree.map(lambda target, param: target + tau * (param - target), agent_state.targets, params)
+    return agent_state.replace(targets=targets)
 
 
 def batch_means(metrics: dict[str, jax.Array]) -> dict[str, jax.Array]:
@@ -99,6 +118,23 @@ def normalize(
     std = jnp.where(normalizer.count > 0, jnp.maximum(std, _MIN_STD), 1.0)
     at = jnp.array(goal_indices)
     return (state - normalizer.mean) / std, (goal - normalizer.mean[at]) / std[at]
+
+
+# Acting by a tanh-Gaussian actor; `networks` is any tuple that has `actor`, `state_dim` and `goal_indices`.
+
+
+def policy(networks: Any, agent_state: AgentState, state: jax.Array, goal: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Mean and standard deviation, before the tanh, in states and goals as the env gives them."""
+    state, goal = normalize(agent_state.normalizer, networks.goal_indices, state, goal)
+    return networks.actor.apply(agent_state.params["actor"], state, goal)
+
+
+def act(
+    networks: Any, agent_state: AgentState, memory: Any, obs: jax.Array, key: jax.Array, deterministic: bool = False
+) -> tuple[jax.Array, Any]:
+    """(..., action_size) actions in [-1, 1] for observations (..., state_dim + goal_dim); nothing to remember."""
+    mean, std = policy(networks, agent_state, *jnp.split(obs, [networks.state_dim], axis=-1))
+    return jnp.tanh(mean if deterministic else mean + std * jax.random.normal(key, mean.shape)), memory
 
 
 # Plans: the actor proposes H actions at once and carries them out without looking (https://arxiv.org/abs/2608.30640).

@@ -4,6 +4,7 @@ A checkpoint is a folder RUN_DIR/checkpoints/ENV_STEPS/ with `state/`, the array
 `manifest.json`: format version, plain numbers, size and checksum of every file. No pickle anywhere.
 """
 
+import errno
 import json
 import os
 import shutil
@@ -19,11 +20,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from src.devices import fetch, place
-from utils import ConfigError, replacing, survives
+from src.output import survives
+from utils import ConfigError, replacing
 
 PARAMS_FILE = "params.npz"
 BEST_PARAMS_FILE = "best_params.npz"
 FORMAT = 2
+# What file systems answer that have no locks, or no fsync of folders.
+NOT_OFFERED = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL}
 
 
 def _named_leaves(tree: Any) -> dict[str, Any]:
@@ -205,10 +209,13 @@ def write_checkpoint(run_dir: Path, arrays: dict[str, np.ndarray], manifest: dic
 
 
 def _sync(path: Path) -> None:
-    """Waits until a file or a folder's list of names is on the disk."""
+    """Waits until a file or a folder's list of names is on the disk, where the file system offers that."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in NOT_OFFERED:
+            raise
     finally:
         os.close(descriptor)
 
@@ -248,7 +255,7 @@ class CheckpointWriter:
         self.complete = survives("checkpoint", write)
         if not self.complete:
             return
-        # Seeds trained together go on from one env step: no old checkpoint goes before all new ones are there.
+        # Seeds trained together resume at one env step: no old checkpoint is removed before all new ones are there.
         for new in written:
             for path in new.parent.iterdir():
                 if path != new:

@@ -9,6 +9,7 @@ import contextlib
 import functools
 import math
 import os
+import re
 import resource
 import socket
 import time
@@ -22,8 +23,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from src.command_line import ConfigError
-from utils import AUTO, Config
+from utils import AUTO, Config, ConfigError
 
 SEED_AXIS, ENV_AXIS = "seeds", "envs"
 # What the devices of one seed share out evenly.
@@ -38,7 +38,7 @@ def count(config: Config) -> int:
 
 
 def spread_over_cores(config: Config) -> None:
-    """Makes each of several cores a device of its own, should the seeds come to a CPU: as many as divide them evenly.
+    """Makes each of several cores a device of its own, if the seeds run on a CPU: as many as divide them evenly.
 
     JAX by itself makes one device of all cores, whose threads gain little inside operations of a learner's size. Left
     as it is where the user has said how many devices there are, and in a process that has already used JAX.
@@ -70,7 +70,7 @@ def make_mesh(config: Config) -> Mesh:
     Raises:
       ConfigError: there are fewer devices than asked for, or the sizes of the run do not divide among them.
     """
-    devices, num_devices = jax.devices(), count(config)
+    devices, num_devices = all_devices(), count(config)
     if num_devices > len(devices):
         raise ConfigError(f"--num_devices {num_devices}: there are {len(devices)}")
     if num_devices < len(devices) and jax.process_count() > 1:
@@ -149,11 +149,31 @@ def join(config: Config) -> None:
     """Meets the other processes of a run on several hosts, before anything else asks JAX for its devices.
 
     Raises:
-      ConfigError: they cannot be found.
+      ConfigError: they cannot be found, or the flags do not say where, or JAX finds no device.
     """
-    address = config.coordinator_address
-    if address is None:
-        return
+    _require_processes(config)
+    if config.coordinator_address is not None:
+        _meet(config, config.coordinator_address)
+    all_devices()
+
+
+def all_devices() -> list[jax.Device]:
+    """JAX's devices.
+
+    Raises:
+      ConfigError: it finds none, as on a machine that lacks those that JAX_PLATFORMS names.
+    """
+    try:
+        return jax.devices()
+    except Exception as error:  # whatever a platform raises; an AssertionError without a word is one of them
+        wanted = os.environ.get("JAX_PLATFORMS", "")
+        said = " ".join(str(error).split())[:300] or type(error).__name__
+        remedy = f"JAX_PLATFORMS={wanted}: no such device here, unset it" if wanted else "JAX finds no device"
+        raise ConfigError(f"{remedy} ({said})") from None
+
+
+def _meet(config: Config, address: str) -> None:
+    """Joins the run whose first process is at `address`."""
     explicit = (
         {}
         if address == AUTO
@@ -164,8 +184,30 @@ def join(config: Config) -> None:
     jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM for itself
     try:
         jax.distributed.initialize(**explicit)
-    except (RuntimeError, ValueError) as error:
-        raise ConfigError(f"--coordinator_address {address}: {' '.join(str(error).split())[:300]}") from None
+    except Exception as error:  # also the KeyError of a launcher that has set half of its variables
+        said = " ".join(str(error).split())[:300]
+        raise ConfigError(f"--coordinator_address {address}: {type(error).__name__}: {said}") from None
+
+
+def _require_processes(config: Config) -> None:
+    """Raises ConfigError for flags of several processes that do not fit together."""
+    if config.coordinator_address in (None, AUTO) and (config.num_processes > 1 or config.process_id):
+        raise ConfigError(
+            f"--num_processes {config.num_processes} and --process_id {config.process_id} need --coordinator_address "
+            f"HOST:PORT, not {config.coordinator_address}"
+        )
+    if config.process_id >= config.num_processes:
+        raise ConfigError(
+            f"--process_id {config.process_id} is out of range: with --num_processes {config.num_processes} at most "
+            f"{config.num_processes - 1}"
+        )
+    if config.coordinator_address not in (None, AUTO):
+        address = re.fullmatch(r".+:(\d+)", config.coordinator_address)
+        if address is None or int(address[1]) > 65535:
+            raise ConfigError(
+                f"--coordinator_address {config.coordinator_address!r} is neither HOST:PORT (a port up to 65535) nor "
+                f"{AUTO}"
+            )
 
 
 def find_coordinator(address: str, seconds: float = 300.0) -> None:

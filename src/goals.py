@@ -6,6 +6,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import struct
+
+from src.algorithm import OffPolicyConfig
+from src.replay_buffer import FutureIndex, later_row, sample_rows
 
 # Rules: how many rows ahead the goal lies, in 1..num_future, from u uniform in [0, 1). Elementwise.
 
@@ -32,6 +36,24 @@ def last(u: jax.Array, num_future: jax.Array, discounting: float) -> jax.Array:
 
 
 GOAL_RULES: dict[str, GoalRule] = {"geometric": geometric, "uniform": uniform, "last": last}
+
+
+@struct.dataclass
+class Pairs:
+    """Flat numbers of rows, and of the later rows that their goals come from."""
+
+    row: jax.Array
+    future_row: jax.Array
+
+
+def draw_pairs(config: OffPolicyConfig, goal_rule: str, index: FutureIndex, key: jax.Array) -> Pairs:
+    """The pairs of all updates of a training step, (updates, B): uniform rows, later rows by a goal rule."""
+    row_key, future_key = jax.random.split(key)
+    shape = (config.updates_per_training_step(), config.batch_size)
+    row = sample_rows(row_key, index, shape)
+    num_future = index.num_future.reshape(-1)[row]
+    k = GOAL_RULES[goal_rule](jax.random.uniform(future_key, shape), num_future, config.discounting)
+    return Pairs(row, later_row(row, k, index.num_future.shape))
 
 
 # Proposals: the goals (P, goal_dim) commanded at P fresh starts. `own` are those that the environment draws.

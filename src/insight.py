@@ -20,8 +20,9 @@ from matplotlib.ticker import EngFormatter
 from envs.base import GoalEnv
 from envs.render import wall_boxes
 from src.evaluator import Episodes
+from src.output import read_rows, survives
 from src.program import Program
-from utils import Config, read_rows, survives
+from utils import Config
 
 Records = list[dict[str, str]]
 
@@ -59,7 +60,7 @@ def energy_picture(program: Program, agent_state: Any, episodes: Episodes, rows:
     which it stayed."""
     del rows
     env = program.eval_env.env
-    if env.goal_dim < 2 or program.algorithm.energy is None:
+    if min(env.goal_dim, env.goal_place_dim) < 2 or program.algorithm.energy is None:
         return None
     way, left = (np.asarray(env.goal_distance(state, episodes.goal)) for state in (episodes.start, episodes.last))
     shown = int(np.argmax(np.where(left < env.goal_dist, way, -left)))
@@ -104,7 +105,7 @@ def goals_picture(program: Program, agent_state: Any, episodes: Episodes, rows: 
     """Which goals are reached, and for how long."""
     del agent_state, rows
     env = program.eval_env.env
-    if env.goal_dim < 2:
+    if min(env.goal_dim, env.goal_place_dim) < 2:
         return None
     near, goals = episodes.totals["success"], episodes.goal[:, :2]
     reached, ended = near > 0, achieved(env, episodes.last)

@@ -2,14 +2,12 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-if TYPE_CHECKING:
-    from utils import Config
+from utils import Config
 
 _kernel = nn.initializers.lecun_uniform()
 _MIN_STD = 1e-3
@@ -106,14 +104,14 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
 DEPTH_STEPS = {"residual4": _LAYERS_OF_A_BLOCK}
 
 
-def _size(config: "Config", part: str, name: str) -> tuple[str, int]:
+def _size(config: Config, part: str, name: str) -> tuple[str, int]:
     """The flag that says the size `name` of a part, and what it says: the part's own, if it is not 0, goes before."""
     own = f"{part}_{name}"
     flag = own if getattr(config, own) else name
     return flag, getattr(config, flag)
 
 
-def make_trunk(config: "Config", part: str) -> nn.Module:
+def make_trunk(config: Config, part: str) -> nn.Module:
     """The trunk of a part, "actor" or "critic".
 
     Raises:
@@ -129,7 +127,7 @@ def make_trunk(config: "Config", part: str) -> nn.Module:
     return NETWORKS[config.network](h_dim=h_dim, n_hidden=n_hidden, use_ln=config.use_ln)
 
 
-def trunk_workspace(config: "Config", part: str) -> float:
+def trunk_workspace(config: Config, part: str) -> float:
     """Floats that the gradient of a part's trunk takes for a batch, fitted to the memory of compiled programs."""
     (_, h_dim), (_, n_hidden) = _size(config, part, "h_dim"), _size(config, part, "n_hidden")
     if config.network == "residual4":  # the products, all else of one block, the gradients of all blocks
@@ -161,3 +159,14 @@ class Actor(nn.Module):
         x = self.trunk(jnp.concatenate([state, goal], axis=-1))
         mean, spread = jnp.split(nn.Dense(2 * self.action_size, kernel_init=_kernel)(x), 2, axis=-1)
         return mean, nn.softplus(spread) + _MIN_STD
+
+
+class QNetwork(nn.Module):
+    """Maps state, goal and action to the value (...) of the action."""
+
+    trunk: nn.Module
+
+    @nn.compact
+    def __call__(self, state: jax.Array, goal: jax.Array, action: jax.Array) -> jax.Array:
+        x = self.trunk(jnp.concatenate([state, goal, action], axis=-1))
+        return nn.Dense(1, kernel_init=_kernel)(x)[..., 0]

@@ -1,16 +1,18 @@
 """What a run will take, known before anything is compiled: memory on each device, the spread of seeds, the plan."""
 
 import dataclasses
+import re
 from typing import Any, NamedTuple
 
 import jax
 
+from envs import make_env
 from envs.base import GoalEnv, Sizes
+from src import devices
 from src.algorithm import step_shapes
 from src.algorithms import ALGORITHMS
-from src.command_line import ConfigError
 from src.devices import DIVIDED_FLAGS, mesh_shape
-from utils import Config, Schedule, check_config, derive_schedule
+from utils import Config, ConfigError, Schedule, derive_schedule
 
 # What of a device's memory a plan may take, and the flags that it mostly depends on.
 _USABLE = 0.9
@@ -114,9 +116,19 @@ def smaller_plans(config: Config, costs: Costs, num_devices: int, memory: int | 
     return f"the plan takes {_bytes(planned)}{available}; lower {' or '.join(offers)}"
 
 
+def out_of_memory(config: Config, error: Exception) -> str:
+    """The line that says what to lower, and by how much; an error that is none of memory is raised again."""
+    if not isinstance(error, MemoryError) and not re.search("RESOURCE_EXHAUSTED|[Oo]ut of memory", str(error)):
+        raise error
+    costs = measure(config, make_env(config.env_name, config.backend))
+    lower = smaller_plans(config, costs, devices.count(config), devices.memory_per_device())
+    reason = next(iter(str(error).splitlines()), type(error).__name__)
+    return f"error: out of memory; {lower} ({reason})"
+
+
 def _is_legal(config: Config) -> bool:
     try:
-        check_config(config)
+        config.check()
     except ConfigError:
         return False
     return True

@@ -39,7 +39,7 @@ class Player:
 
         self._begin = jax.jit(functools.partial(env.reset, num_envs=1))
         self._step = jax.jit(step)
-        self._draw_goal = jax.jit(self.env.sample_goal)
+        self._draw_goal = jax.jit(lambda key: self.env.sample_goal(key))
         # Everything is compiled before a person watches.
         self.new_episode()
         self.act()

@@ -20,6 +20,7 @@ from typing import Any
 import jax
 
 from src.algorithm import policy_of
+from src.algorithms import ALGORITHMS
 from src.checkpoint import BEST_PARAMS_FILE, PARAMS_FILE, load_params
 from src.program import Program, make_program, on_one_device
 from utils import ConfigError, derive_schedule, read_config
@@ -28,7 +29,7 @@ PARAMS_FILES = {"last": PARAMS_FILE, "best": BEST_PARAMS_FILE}
 
 
 def load_trained(run_dir: str | Path, params: str = "last", eval_env: str | None = None) -> tuple[Program, Any]:
-    """The program of a run folder and its agent state, the optimiser's numbers left out.
+    """The program of a run folder and its agent state, what only learning needs left out.
 
     Args:
       params: which policy: a key of `PARAMS_FILES`, the env steps of one that `--keep_policies` kept, or a .npz file.
@@ -37,13 +38,14 @@ def load_trained(run_dir: str | Path, params: str = "last", eval_env: str | None
     Raises:
       ValueError: no run folder, no policy in it, or an environment that does not exist or does not fit.
     """
-    config = read_config(Path(run_dir))
+    config = read_config(Path(run_dir), ALGORITHMS)
     # One device is enough, and the run's sizes need not divide among those that happen to be here.
     config = dataclasses.replace(config, eval_env=eval_env or config.eval_env, num_devices=1)
     path = find_params(Path(run_dir), params)
     program = make_program(config, derive_schedule(config))
     agent_state = load_params(path, jax.eval_shape(program.algorithm.init, jax.random.key(0)))
-    return on_one_device(program), agent_state.replace(opt_state=None)
+    only_learning_needs = {field.name for field in dataclasses.fields(agent_state)} - {"params", "normalizer"}
+    return on_one_device(program), agent_state.replace(**dict.fromkeys(only_learning_needs))
 
 
 def find_params(run_dir: Path, params: str) -> Path:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from src.loop import Position
+from src.output import survives
 from src.program import Program, on_one_device
-from utils import survives
 
 
 class Showcase:

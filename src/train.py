@@ -79,8 +79,9 @@ def metric_zeros(program: Program, train_state: TrainState) -> dict[str, jax.Arr
     """The metric sums of an epoch before its first update."""
 
     def metrics(train_state: TrainState) -> dict[str, jax.Array]:
-        index, picks = draw(program, train_state, train_state.key)
-        return update(program, train_state, index, picks, 0, train_state.key)[1]
+        draw_key, update_key = jax.random.split(jax.random.key(0))  # only shapes are looked at
+        index, picks = draw(program, train_state, draw_key)
+        return update(program, train_state, index, picks, 0, update_key)[1]
 
     return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(metrics, train_state))
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from conftest import ProbeEnv, registered, tiny
 
-from src import checkpoint, crl
+from src import checkpoint
+from src.algorithms import crl
 from utils import ConfigError, derive_schedule, write_record
 
 STATE_DIM, GOAL_DIM, ACTION_SIZE = 2, 2, 2

@@ -10,7 +10,8 @@ import pytest
 from conftest import UPDATE_METRICS, ProbeEnv, tiny
 from jax.flatten_util import ravel_pytree
 
-from src import crl, losses
+from src import losses
+from src.algorithms import crl
 from src.replay_buffer import Batch
 
 BATCH = 12

@@ -26,13 +26,13 @@ def at_random(obs, key):
 class NaNAfterTheEnd(ProbeEnv):
     """Its state stays finite, but what it reports of an ended episode does not."""
 
-    def _move(self, sys, pipeline_state, control):
-        moved = super()._move(sys, pipeline_state, control)
+    def step_pipeline(self, pipeline_state, action):
+        moved = super().step_pipeline(pipeline_state, action)
         return moved | {"position": jnp.nan_to_num(moved["position"])}
 
-    def step_metrics(self, before, pipeline_state, action):
-        metrics = super().step_metrics(before, pipeline_state, action)
-        return jax.tree.map(lambda value: jnp.where(pipeline_state["life"] < 0, jnp.nan, value), metrics)
+    def step_metrics(self, before, after, action):
+        metrics = super().step_metrics(before, after, action)
+        return jax.tree.map(lambda value: jnp.where(after.pipeline_state["life"] < 0, jnp.nan, value), metrics)
 
 
 def run(policy, key=0, action_repeat=1, num=NUM, length=LENGTH, probe=ProbeEnv, **options):

@@ -8,7 +8,8 @@ import pytest
 from conftest import make_probe_program, tiny
 from drawing import DrawnProbe
 
-from src import crl, insight
+from src import insight
+from src.algorithms import crl
 from src.evaluator import run_episodes
 from src.insight import PICTURES, critic_picture, draw_all, energy_of_goals, energy_picture, goals_picture, plane
 
@@ -31,9 +32,8 @@ class OneCoordinate(DrawnProbe):
 
     goal_indices = (0,)
 
-    def sample_start(self, key):
-        q, qd, goal = super().sample_start(key)
-        return q, qd, goal[:1]
+    def sample_goal(self, key):
+        return super().sample_goal(key)[:1]
 
 
 def make(probe=DrawnProbe, **changes):
@@ -74,7 +74,7 @@ def test_reached_and_missed_goals_are_counted_and_placed():
     np.testing.assert_allclose(missed, episodes.goal[5:])
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("goal x (m)", "goal y (m)")
     assert figure.axes[1].get_ylabel() == "time near goal (env steps)"
-    assert len(axes.patches) == 1  # the wall
+    assert len(axes.patches) == 4  # the square's border
 
 
 def test_energy_picture_shows_one_scale_for_start_and_end():

@@ -17,7 +17,7 @@ from wandb_server import WandbServer
 
 import training
 from src.loggers import TensorBoardLogger, WandbLogger
-from utils import read_rows
+from src.output import read_rows
 
 WANDB_PROGRAM = str(Path(sys.executable).with_name("wandb"))
 

@@ -9,7 +9,8 @@ from conftest import make_probe_program, tiny
 
 from envs.base import Sizes
 from src import plan, replay_buffer, train
-from utils import Config, derive_schedule
+from src.algorithms.crl import CRLConfig
+from utils import derive_schedule
 
 SIZES = Sizes(2, 2, 2)  # of the probe env
 
@@ -27,7 +28,7 @@ def test_the_plan_counts_the_bytes_of_the_replay(changes):
 
 
 def test_the_plan_says_what_will_happen():
-    config = Config()
+    config = CRLConfig()
     text = plan.describe_plan(config, derive_schedule(config), Sizes(10, 2, 2))
     for fragment in (
         *("reacher: state 10, goal 2, action 2", "10,031,104 in 512 envs", "17 unrolls", "1,998", "597,402 in all"),

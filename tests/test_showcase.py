@@ -6,11 +6,12 @@ import signal
 
 import numpy as np
 import pytest
-from conftest import flags, make_probe_program, registered, tiny
+from conftest import ProbeEnv, flags, make_probe_program, registered, tiny
 from drawing import DrawnProbe, drawn_run, needs_opengl
 from PIL import Image
 
 import training
+from envs.base import GoalEnv
 from src.showcase import Showcase
 from src.train import Position
 
@@ -51,10 +52,19 @@ def test_without_opengl_a_run_says_so_once_and_is_the_same(tmp_path, capsys, mon
     assert distances[0] == distances[1]
 
 
-def test_an_env_that_cannot_be_drawn_costs_one_line(tmp_path, capsys, probe_registered):
-    assert training.main(flags(tiny(output_dir=str(tmp_path), render=True))) == 0
+def test_an_env_that_cannot_be_drawn_costs_one_line(tmp_path, capsys):
+    class NoModel(ProbeEnv):
+        model_xml = None
+
+        def pose(self, env_state):
+            return GoalEnv.pose(self, env_state)
+
+    with registered(probe=NoModel):
+        assert training.main(flags(tiny(output_dir=str(tmp_path), render=True))) == 0
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("warning: drawing failed, training goes on")
+    assert line.startswith("warning: video failed, training goes on (")
+    assert "NoModel cannot be drawn: it has no model_xml" in line
+    assert {path.name for path in tmp_path.rglob("*.png")} == PICTURES
     assert list(tmp_path.rglob("params.npz"))
 
 

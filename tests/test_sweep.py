@@ -16,8 +16,8 @@ import yaml
 from wandb_server import WandbServer
 
 from scripts import sweep as sweep_script
-from src.command_line import ConfigError
-from utils import parse_config
+from src.command_line import ConfigError, parse_config
+from src.registries import REGISTRIES
 
 ROOT = Path(__file__).resolve().parents[1]
 SWEEP = ROOT / "scripts" / "sweep.py"
@@ -252,7 +252,7 @@ def test_studies_of_the_published_file_share_no_folder(tmp_path):
         made = optuna.create_study(study_name=name, sampler=optuna.samplers.RandomSampler(seed=0))
         settings = sweep_script.suggest(made.ask(), described["parameters"])
         command = sweep_script.Sweep(config, described, made, [])._command(0, settings)
-        names.append(parse_config(command[3:]).group_name)
+        names.append(parse_config(command[3:], REGISTRIES).group_name)
     assert names == ["ant", "second"]
 
 
@@ -327,11 +327,11 @@ def test_the_published_file_is_legal():
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     for _ in range(30):
         settings = sweep_script.suggest(study.ask(), sweep["parameters"])
-        config = parse_config([f"--{name}={value}" for name, value in settings.items()])
+        config = parse_config([f"--{name}={value}" for name, value in settings.items()], REGISTRIES)
         assert config.log_wandb and config.env_name == "ant"
     for name, spec in sweep["parameters"].items():
         for value in spec.get("values", []):
-            assert getattr(parse_config([f"--{name}={value}"]), name) == value
+            assert getattr(parse_config([f"--{name}={value}"], REGISTRIES), name) == value
 
 
 # With W&B: the real client and its agent.
@@ -340,8 +340,9 @@ def test_the_published_file_is_legal():
 READS_FLAGS = f"""
 import dataclasses, json, os, sys
 sys.path.insert(0, {str(ROOT)!r})
-from utils import parse_config
-config = dataclasses.asdict(parse_config(sys.argv[1:]))
+from src.command_line import parse_config
+from src.registries import REGISTRIES
+config = dataclasses.asdict(parse_config(sys.argv[1:], REGISTRIES))
 with open(os.environ["WANDB_RUN_ID"] + ".json", "w") as file:
     json.dump([os.environ["WANDB_SWEEP_ID"], sys.argv[1:], config], file)
 """

@@ -14,9 +14,10 @@ import pytest
 from conftest import UPDATE_METRICS, ProbeEnv, make_probe_program, registered, tiny
 
 from src import train
+from src.algorithms.crl import CRLConfig
 from src.losses import CONTRASTIVE_LOSSES, ENERGY_FNS
 from src.plan import memory_plan
-from utils import Config, derive_schedule
+from utils import derive_schedule
 
 CLOCK_METRICS = {"eval/sps", "eval/walltime", "training/sps", "training/walltime"}
 
@@ -405,7 +406,7 @@ def test_nothing_in_the_compiled_program_is_larger_than_the_replay():
 @pytest.mark.slow
 @pytest.mark.parametrize(("env_name", "most"), [("reacher", 1.3), ("ant", 1.3)])
 def test_a_run_of_1024_envs_needs_little_more_than_its_replay(env_name, most):
-    config = Config(env_name=env_name, num_envs=1024)
+    config = CRLConfig(env_name=env_name, num_envs=1024)
     program = train.make_program(config, derive_schedule(config))
     begin, keys, _ = train.beginning(program, [0])
     compiled = train.compile_program(program, False, *jax.eval_shape(begin, keys), silent).train_chunk

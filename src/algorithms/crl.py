@@ -6,8 +6,9 @@ be reached after (s, a). Actor: tanh-Gaussian, trained to maximise f with an ent
 Papers: https://arxiv.org/abs/2206.07568, https://arxiv.org/abs/2408.11052.
 """
 
+import dataclasses
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,20 +17,68 @@ from flax import struct
 from envs.base import GoalEnv, Sizes
 from src import agent, goals, replay_buffer
 from src.agent import AgentState
-from src.algorithm import Algorithm, Step
-from src.critics import CRITICS, Critic, ensemble
+from src.algorithm import Algorithm, OffPolicyConfig, Step
+from src.critics import CRITICS, Critic, critic_loss, ensemble
 from src.losses import (
-    CONTRASTIVE_LOSSES,
+    EXPLORATION_SIGNS,
     TABLES_OF_DIFFERENCES,
     actor_loss,
     exploration_bonus,
-    logit_metrics,
-    row_logsumexp,
     tanh_gaussian_log_prob,
     temperature_loss,
 )
 from src.networks import Actor, make_trunk, trunk_workspace
-from utils import Config, derive_schedule
+from utils import RATE, Before, Choice, ConfigError, Range
+
+
+@dataclasses.dataclass(frozen=True)
+class CRLConfig(OffPolicyConfig):
+    """Trains a goal-reaching agent with contrastive RL, the whole loop on the accelerator."""
+
+    critic_lr: Annotated[float, RATE] = 3e-4
+    """Adam's rate for both encoders."""
+    alpha_lr: Annotated[float, RATE] = 3e-4
+    """Adam's rate for the entropy temperature."""
+    contrastive_loss_fn: Annotated[str, Choice("contrastive loss")] = "symmetric_infonce"
+    """Loss of the critic; each pair's goal is a negative for all others of the batch."""
+    energy_fn: Annotated[str, Choice("energy")] = "l2"
+    """Energy between the representations of a state-action and a goal."""
+    logsumexp_penalty: Annotated[float, Range(0)] = 0.1
+    """Weight of mean(logsumexp^2) in the critic's loss."""
+    l2_penalty: Annotated[float, Range(0)] = 0.0
+    """Weight of the mean squared representations in the critic's loss."""
+    exploration_coef: Annotated[float, Range()] = 0.0
+    """Weight of the actor's bonus on the norm of phi; energies l2 and dot only."""
+    random_goals: Annotated[float, Range(0, 1)] = 0.0
+    """Share of the actor's rows that train on another row's goal."""
+    no_resubs: bool = False
+    """Take the positive out of every logsumexp."""
+    use_c_target: bool = False
+    """Scale the logits by a learned scalar."""
+    disable_entropy_actor: bool = False
+    """Drop the entropy term from the actor's loss."""
+    repr_dim: Annotated[int, Range(1)] = 64
+    """Size of the representations."""
+    critic: Annotated[str, Choice("critic"), Before("two_encoders")] = "two_encoders"
+    """Form of the critic."""
+    num_critics: Annotated[int, Range(1, 1000), Before(1)] = 1
+    """Critics trained side by side; of several, the least energy counts."""
+    goal_rule: Annotated[str, Choice("goal rule"), Before("geometric")] = "geometric"
+    """Which later states of its trajectory a row is trained to reach."""
+    action_chunk: Annotated[int, Range(1), Before(1)] = 1
+    """Actions that the policy plans at once and carries out without looking."""
+
+    def check(self) -> None:
+        super().check()
+        if self.exploration_coef and self.energy_fn not in EXPLORATION_SIGNS:
+            raise ConfigError(
+                f"--exploration_coef needs --energy_fn {' or '.join(EXPLORATION_SIGNS)}, not {self.energy_fn}"
+            )
+        if self.energy_fn.startswith("mrn") and self.repr_dim % 2:
+            raise ConfigError(
+                f"--energy_fn {self.energy_fn} splits the representation in half: --repr_dim {self.repr_dim} must be "
+                f"even, e.g. {self.repr_dim + 1}"
+            )
 
 
 class Networks(NamedTuple):
@@ -42,7 +91,7 @@ class Networks(NamedTuple):
     goal_indices: tuple[int, ...]
 
 
-def make(config: Config, env: GoalEnv) -> Algorithm:
+def make(config: CRLConfig, env: GoalEnv) -> Algorithm:
     """CRL bound to one config and env."""
     networks = make_networks(config, env)
     return Algorithm(
@@ -62,7 +111,7 @@ def make(config: Config, env: GoalEnv) -> Algorithm:
     )
 
 
-def make_networks(config: Config, env: GoalEnv) -> Networks:
+def make_networks(config: CRLConfig, env: GoalEnv) -> Networks:
     """The functions for one config and env, without parameters."""
     plan_size = config.action_chunk * env.action_size
     critic = CRITICS[config.critic](config, env.state_dim, plan_size, env.goal_dim)
@@ -75,16 +124,16 @@ def make_networks(config: Config, env: GoalEnv) -> Networks:
     )
 
 
-def rates(config: Config) -> dict[str, float]:
+def rates(config: CRLConfig) -> dict[str, float]:
     """Adam's rate of each part."""
     return {"actor": config.policy_lr, "critic": config.critic_lr, "log_alpha": config.alpha_lr}
 
 
-def init(config: Config, networks: Networks, key: jax.Array) -> AgentState:
+def init(config: CRLConfig, networks: Networks, key: jax.Array) -> AgentState:
     """Fresh parameters, optimiser and normaliser."""
     actor_key, *critic_keys = jax.random.split(key, 3)
     state, goal = jnp.zeros((1, networks.state_dim)), jnp.zeros((1, len(networks.goal_indices)))
-    critic = networks.critic.init(jnp.stack(critic_keys))
+    critic = networks.critic.init(tuple(critic_keys))
     if config.use_c_target:
         critic["c_target"] = jnp.ones(() if config.num_critics == 1 else config.num_critics)
     params = {
@@ -99,7 +148,7 @@ def init(config: Config, networks: Networks, key: jax.Array) -> AgentState:
 
 
 def act(
-    config: Config,
+    config: CRLConfig,
     networks: Networks,
     agent_state: AgentState,
     memory: Any,
@@ -148,14 +197,6 @@ class Row:
 
 
 @struct.dataclass
-class Pairs:
-    """Flat numbers of rows, and of the later rows that their goals come from."""
-
-    row: jax.Array
-    future_row: jax.Array
-
-
-@struct.dataclass
 class Batch:
     """Training pairs: `state` (B, state_dim), `action` (B, H * action_size), `future_goal` (B, goal_dim)."""
 
@@ -170,19 +211,14 @@ def keep(step: Step) -> Row:
 
 
 def draw(
-    config: Config, agent_state: AgentState, buffer_state: replay_buffer.BufferState, index: Any, key: jax.Array
-) -> Pairs:
-    """All pairs of a training step at once, (updates, B): uniform rows, goals by the goal rule."""
+    config: CRLConfig, agent_state: AgentState, buffer_state: replay_buffer.BufferState, index: Any, key: jax.Array
+) -> goals.Pairs:
+    """All pairs of a training step at once, (updates, B)."""
     del agent_state, buffer_state
-    row_key, future_key = jax.random.split(key)
-    shape = (derive_schedule(config).updates_per_training_step, config.batch_size)
-    row = replay_buffer.sample_rows(row_key, index, shape)
-    num_future = index.num_future.reshape(-1)[row]
-    k = goals.GOAL_RULES[config.goal_rule](jax.random.uniform(future_key, shape), num_future, config.discounting)
-    return Pairs(row, replay_buffer.later_row(row, k, index.num_future.shape))
+    return goals.draw_pairs(config, config.goal_rule, index, key)
 
 
-def gather(action_chunk: int, goal_indices: tuple[int, ...], rows: Row, index: Any, pairs: Pairs) -> Batch:
+def gather(action_chunk: int, goal_indices: tuple[int, ...], rows: Row, index: Any, pairs: goals.Pairs) -> Batch:
     """The training pairs at (B,) numbers of rows."""
     del index
     first = replay_buffer.take(rows.replace(traj_id=None), pairs.row)
@@ -198,47 +234,14 @@ def gather(action_chunk: int, goal_indices: tuple[int, ...], rows: Row, index: A
 # Learning.
 
 
-def critic_loss(
-    config: Config, critic: Critic, params: dict[str, Any], phi: jax.Array, psi: jax.Array
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The contrastive loss with its penalties, and what to report of it (`batch_means`): summed over the critics of an
-    ensemble, each on the same batch, and averaged for the report."""
-    table, c_target = critic.table(phi, psi), params.get("c_target")
-    if config.num_critics == 1:
-        return one_critic_loss(config, table, phi, psi, c_target)
-    axes = (0, 0, 0, None if c_target is None else 0)
-    losses, metrics = jax.vmap(partial(one_critic_loss, config), axes)(table, phi, psi, c_target)
-    return jnp.sum(losses), jax.tree.map(partial(jnp.mean, axis=0), metrics)
-
-
-def one_critic_loss(
-    config: Config, logits: jax.Array, phi: jax.Array, psi: jax.Array, c_target: jax.Array | None
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The loss of (B, B) logits between representations (B, D)."""
-    if c_target is not None:
-        logits = logits * c_target
-    loss = CONTRASTIVE_LOSSES[config.contrastive_loss_fn](logits, no_resubs=config.no_resubs)
-    if config.logsumexp_penalty:
-        log_partition = row_logsumexp(logits, config.no_resubs)
-        loss += config.logsumexp_penalty * jnp.mean(jnp.square(log_partition))
-    l2_penalty = jnp.mean(jnp.square(phi) + jnp.square(psi), axis=-1)
-    if config.l2_penalty:
-        loss += config.l2_penalty * jnp.mean(l2_penalty)
-    phi_norm, psi_norm = jnp.linalg.norm(phi, axis=-1), jnp.linalg.norm(psi, axis=-1)
-    metrics = {
-        "crl_critic_loss": loss,
-        "sa_repr_mean": phi_norm,
-        "sa_repr_std": jnp.std(phi_norm),
-        "g_repr_mean": psi_norm,
-        "g_repr_std": jnp.std(psi_norm),
-        "l2_penalty": l2_penalty,
-        **logit_metrics(logits),
-    }
-    return loss, metrics | ({} if c_target is None else {"c_target": c_target})
-
-
 def policy_loss(
-    config: Config, networks: Networks, params: dict[str, Any], key: jax.Array, state: jax.Array, goal: jax.Array, psi
+    config: CRLConfig,
+    networks: Networks,
+    params: dict[str, Any],
+    key: jax.Array,
+    state: jax.Array,
+    goal: jax.Array,
+    psi,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Actor plus temperature loss from one pass of the policy, and what to report (`batch_means`); the critic, and
     `psi` with it, is held fixed."""
@@ -260,7 +263,7 @@ def policy_loss(
 
 
 def update(
-    config: Config, networks: Networks, agent_state: AgentState, batch: Batch, key: jax.Array
+    config: CRLConfig, networks: Networks, agent_state: AgentState, batch: Batch, key: jax.Array
 ) -> tuple[AgentState, dict[str, jax.Array]]:
     """One gradient step of critic, actor and temperature, all from the parameters before the step."""
     state, goal = agent.normalize(agent_state.normalizer, networks.goal_indices, batch.state, batch.future_goal)
@@ -276,7 +279,7 @@ def update(
     return agent.descend(agent_state, gradients, rates(config)), agent.batch_means(metrics)
 
 
-def workspace(config: Config, sizes: Sizes) -> float:
+def workspace(config: CRLConfig, sizes: Sizes) -> float:
     """Floats that one update needs beyond parameters and rows, fitted to the memory of compiled programs: the trunks of
     both encoders, of the actor and of the encoder that judges it, numbers of representations, tables of (B, B)."""
     del sizes
