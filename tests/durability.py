@@ -16,9 +16,9 @@ def arguments(config: Config, *more: str) -> list[str]:
     return [*shlex.split(command_line(config))[2:], *more]
 
 
-def start_process(config: Config, *more: str, **options) -> subprocess.Popen:
-    """The training as a process of its own."""
-    words = [sys.executable, PROGRAM, *arguments(config, *more)]
+def start_process(config: Config, *more: str, shell: str = 'exec "$@"', **options) -> subprocess.Popen:
+    """The training as a process of its own, which `shell` starts."""
+    words = ["bash", "-c", shell, "bash", sys.executable, PROGRAM, *arguments(config, *more)]
     piped = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return subprocess.Popen(words, **piped | options)
 

@@ -413,7 +413,7 @@ def test_signals_save_and_leave_with_a_status_of_their_own(tmp_path, number):
 def test_a_hangup_that_is_ignored_stays_ignored(tmp_path):
     """As under nohup; other signals are noticed still."""
     config = tiny(output_dir=str(tmp_path), num_timesteps=10**9, num_evals=2)
-    process = start_process(config, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+    process = start_process(config, shell="trap '' HUP; exec \"$@\"")
     output = read_until(process, "checkpoint  ")
     process.send_signal(signal.SIGHUP)
     with pytest.raises(subprocess.TimeoutExpired):
