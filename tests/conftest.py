@@ -23,7 +23,9 @@ from src.program import Program, make_program
 from utils import Config, derive_schedule
 
 # Compiled programs are kept between tests, between runs of the tests, and for the commands that tests start.
-os.environ["JAX_COMPILATION_CACHE_DIR"] = enable_compilation_cache()
+_cache = enable_compilation_cache()
+if _cache != "off":  # a test's process may have no home
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
