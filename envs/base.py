@@ -26,7 +26,7 @@ class EnvState:
     truncation: jax.Array  # () 1 when only the time limit ended it
     metrics: dict[str, jax.Array]  # name -> () of the last step; zero after a reset
     steps: jax.Array  # () env steps since the episode began, action repeats included
-    traj_id: jax.Array  # () number of the trajectory; counts the episodes this env has begun
+    traj_id: jax.Array  # () number of the trajectory; counts the episodes of this env, from 0
 
     @property
     def obs(self) -> jax.Array:

@@ -144,7 +144,7 @@ class InMaze:
         """`full_walls` puts a box on every wall cell instead: the same physics, slower; for tests and pictures."""
         cells = read_layout(layout, "RGB" if self.companions else "RG")
         self.layout = layout
-        self.full_walls = full_walls
+        self._full_walls = full_walls
         self.walls = cells == "1"
         self.starts, self.goals, self.balls = (self.cell_size * np.argwhere(cells == mark) for mark in MARKS)
         super().__init__(**options)
@@ -152,9 +152,14 @@ class InMaze:
         bodies = self.sys.link_parents.count(-1)
         if bodies != len(self._links):
             raise ValueError(f"{type(self).__name__} has {bodies} bodies, but walls for {len(self._links)} of them")
-        if not full_walls:
+        if not self.full_walls:
             names = [f"wall_{i}" for i in range(WALLS_PER_BODY * bodies)]
             self._wall_geoms = np.array([self.sys.mj_model.geom(name).id for name in names])
+
+    @property
+    def full_walls(self) -> bool:
+        """Whether there is a box on every wall cell: on engines that do not mind, always."""
+        return self._full_walls or self.engine.culls
 
     def build_xml(self):
         return self._walled(self.full_walls)

@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import importlib
 import io
+import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -51,12 +52,14 @@ class Engine(NamedTuple):
         and velocities `xd` in the world as brax has them.
       step: system, pipeline state, control, n_frames -> pipeline state after one control step.
       physics_of: the backend whose `Physics` it takes where an environment states none of its own for it.
+      culls: whether it passes over geoms that are far apart, so that a model may hold any number of them.
     """
 
     load: Callable[[str], Any]
     init: Callable[[Any, jax.Array, jax.Array], Any]
     step: Callable[[Any, Any, jax.Array, int], Any]
     physics_of: str | None = None
+    culls: bool = False
 
 
 class PhysicsEnv(GoalEnv):
@@ -156,6 +159,11 @@ def load_system(xml: str) -> Any:
         return mjcf.loads(xml)
 
 
+def num_cores() -> int:
+    """Cores that this process may use; all of the machine's where the system does not say."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def brax_engine(name: str) -> Engine:
     """An engine of brax, which advances frame by frame."""
 
@@ -172,7 +180,22 @@ def brax_engine(name: str) -> Engine:
     return Engine(load_system, init, step)
 
 
-ENGINES: dict[str, Engine] = {name: brax_engine(name) for name in ("generalized", "mjx", "positional", "spring")}
+def native_engine() -> Engine:
+    """MuJoCo's own engine, of `envs.native`."""
+
+    def function(name: str) -> Callable[..., Any]:
+        return lambda *args: getattr(importlib.import_module("envs.native"), name)(*args)
+
+    return Engine(*map(function, ("load", "init", "step")), physics_of="mjx", culls=True)
+
+
+ENGINES: dict[str, Engine] = {
+    "generalized": brax_engine("generalized"),
+    "mjx": brax_engine("mjx"),
+    "mujoco": native_engine(),
+    "positional": brax_engine("positional"),
+    "spring": brax_engine("spring"),
+}
 BACKENDS = tuple(ENGINES)
 
 

@@ -23,6 +23,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from envs.physics import num_cores
 from utils import AUTO, Config, ConfigError
 
 SEED_AXIS, ENV_AXIS = "seeds", "envs"
@@ -51,11 +52,6 @@ def spread_over_cores(config: Config) -> None:
     if count > 1:
         with contextlib.suppress(RuntimeError):  # JAX is in use
             jax.config.update("jax_num_cpu_devices", count)
-
-
-def num_cores() -> int:
-    """Cores that this process may use; all of the machine's where the system does not say."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def mesh_shape(num_seeds: int, num_devices: int) -> tuple[int, int]:

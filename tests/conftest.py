@@ -115,10 +115,10 @@ def tiny(**changes) -> Config:
     return dataclasses.replace(TINY, **changes)
 
 
-def tiny_of(config_class: type[Config], **changes) -> Config:
+def tiny_of(config_class: type[Config], like: Config = TINY, **changes) -> Config:
     """The same for another algorithm's flags."""
     names = {field.name for field in dataclasses.fields(config_class)} - {"algorithm"}
-    shared = {f.name: getattr(TINY, f.name) for f in dataclasses.fields(TINY) if getattr(TINY, f.name) != f.default}
+    shared = {f.name: getattr(like, f.name) for f in dataclasses.fields(like) if getattr(like, f.name) != f.default}
     return config_class(**{name: value for name, value in shared.items() if name in names} | changes)
 
 

@@ -83,7 +83,7 @@ def test_a_disk_that_is_full_for_a_while_loses_nothing(monkeypatch, small_disk, 
     at_moment(monkeypatch, 0, lambda recorder: fill(small_disk))
     at_moment(monkeypatch, 5, lambda recorder: (small_disk / "filler").unlink())
     assert training.main(arguments(tiny(output_dir=str(small_disk), num_evals=5))) in (0, 1)
-    assert "training goes on (OSError: [Errno 28]" in capsys.readouterr().err
+    assert "training continues (OSError: [Errno 28]" in capsys.readouterr().err
     (run_dir,) = run_dirs(small_disk)
     assert len(read_rows(run_dir / "metrics.csv", 10**9)) == 5
 
@@ -110,7 +110,7 @@ def test_a_disk_that_turns_read_only_is_survived(monkeypatch, small_disk, refere
     status = training.main(arguments(tiny(output_dir=str(small_disk), num_evals=5)))
     change("-i")(None)
     assert status == 0
-    assert "training goes on (PermissionError" in capsys.readouterr().err
+    assert "training continues (PermissionError" in capsys.readouterr().err
     (run_dir,) = run_dirs(small_disk)
     assert len(read_rows(run_dir / "metrics.csv", 10**9)) == 5
 
@@ -376,7 +376,7 @@ def test_wandb_out_of_reach_is_survived_offline(tmp_path, dropping_server):
     process = start_process(tiny(output_dir=str(tmp_path), log_wandb=True), env=environment)
     output = process.communicate(timeout=120)[0]
     assert process.returncode == 0, output
-    assert "warning: W&B failed, training goes on" in output and "Traceback" not in output
+    assert "warning: W&B failed, training continues" in output and "Traceback" not in output
     assert "wandb sync" in output
     (data,) = tmp_path.glob("*/*/*/wandb/offline-run-*/*.wandb")
     assert data.stat().st_size > 1000
@@ -398,7 +398,7 @@ def test_wandb_that_dies_in_the_middle_is_survived(tmp_path):
     kill_service(process.pid)
     output += process.communicate(timeout=120)[0]
     assert process.returncode == 0, output
-    assert "warning: W&B failed, training goes on" in output
+    assert "warning: W&B failed, training continues" in output
     assert "wandb sync" in output
 
 

@@ -178,7 +178,7 @@ def test_out_of_reach_at_the_start(server, point_at, tmp_path, capsys, fault):
             logger.close()
         assert time.monotonic() - started < 40
     printed = capsys.readouterr()
-    assert printed.err.count("warning: W&B failed, training goes on") == 1  # the other seed does not wait again
+    assert printed.err.count("warning: W&B failed, training continues") == 1  # the other seed does not wait again
     assert upload_later(printed.out, server) == 2
     assert [steps(run) for run in server.runs.values()] == [[10], [10]]
 
@@ -244,7 +244,7 @@ def test_out_of_reach_later(point_at, tmp_path, capsys, moment, fault):
             logger.close()
         assert time.monotonic() - started < 40
         printed = capsys.readouterr()
-        assert "warning: W&B failed, training goes on" in printed.err
+        assert "warning: W&B failed, training continues" in printed.err
         wandb.teardown()  # as at the end of the process
         assert upload_later(printed.out, healthy) == 2
         assert [steps(run) for run in healthy.runs.values()] == [[10, 20], [10, 20]]
@@ -312,7 +312,7 @@ def test_tensorboard_catches_up_after_a_failure(tmp_path, capsys):
     (tmp_path / "tensorboard").write_text("in the way")
     logger = TensorBoardLogger(tmp_path)
     logger.log({"c": 1.0}, 7)
-    assert "warning: TensorBoard failed, training goes on" in capsys.readouterr().err
+    assert "warning: TensorBoard failed, training continues" in capsys.readouterr().err
     (tmp_path / "tensorboard").unlink()
     logger.log({"c": 2.0}, 9)
     logger.close()

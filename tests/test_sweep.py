@@ -203,7 +203,7 @@ def sweep(desk, tmp_path, monkeypatch):
 
 
 def test_a_training_that_was_left_alone_is_waited_for(sweep, tmp_path, monkeypatch):
-    """Only scripts/sweep.py was killed: who takes over gets no for an answer as long as its training goes on."""
+    """Only scripts/sweep.py was killed: who takes over gets no for an answer as long as its training runs."""
     monkeypatch.setattr(sweep_script, "IN_USE_SECONDS", 0.01)
     refusal = "import sys; print('error: runs/run0 is being trained by another process'); sys.exit(2)"
     program = tmp_path / "program.py"

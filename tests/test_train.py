@@ -12,10 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import UPDATE_METRICS, ProbeEnv, make_probe_program, registered, tiny
+from conftest import UPDATE_METRICS, ProbeEnv, make_probe_program, registered, tiny, tiny_of
 from runs import LEARNER, run_to_end, silent, success_rates
 
 from src import loop, train
+from src.algorithms import ALGORITHMS
 from src.algorithms.crl import CRLConfig
 from src.losses import CONTRASTIVE_LOSSES, ENERGY_FNS
 from src.plan import measure, memory_plan
@@ -332,6 +333,9 @@ def measured_and_planned(program, compiled):
     "changes",
     [
         pytest.param({"num_seeds": 2}, marks=pytest.mark.slow),
+        pytest.param({"action_chunk": 5}, marks=pytest.mark.slow),
+        pytest.param({"num_critics": 2}, marks=pytest.mark.slow),
+        pytest.param({"num_critics": 2, "action_chunk": 3, "num_seeds": 2}, marks=pytest.mark.slow),
         {"num_envs": 512, "max_replay_size": 2000, "batch_size": 64},
         pytest.param(
             {"num_timesteps": 100_000, "batch_size": 700, "multiplier_num_sgd_steps": 20}, marks=pytest.mark.slow
@@ -341,6 +345,14 @@ def measured_and_planned(program, compiled):
 def test_the_planned_memory_is_that_of_the_compiled_program(changes):
     """Whichever of learning, indexing the replay and drawing from it needs most."""
     measured, plan = measured_and_planned(*compiled_chunk(dataclasses.replace(ROOMY, **changes)))
+    assert sum(plan.values()) == pytest.approx(measured, rel=0.2)
+
+
+@pytest.mark.parametrize("name", [name for name in ALGORITHMS if name != "crl"])
+def test_the_planned_memory_of_every_algorithm_is_that_of_its_compiled_program(name):
+    """With rows of a batch enough for what an update needs to count."""
+    config = tiny_of(ALGORITHMS[name].config, like=ROOMY, max_replay_size=200, batch_size=640)
+    measured, plan = measured_and_planned(*compiled_chunk(config))
     assert sum(plan.values()) == pytest.approx(measured, rel=0.2)
 
 

@@ -20,7 +20,7 @@ import training
 from envs import ENVS
 from src.algorithms import ALGORITHMS
 from src.algorithms.crl import CRLConfig
-from src.checkpoint import load_policy
+from src.policy import load_policy
 from utils import derive_schedule, read_config
 
 ROOT = Path(__file__).parents[1]
