@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import os
+import signal
 from collections.abc import Iterator
 
 # Tests that run side by side get a core each, before JAX starts its threads: they would wait for each other's.
@@ -34,6 +35,11 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 def _use_devices() -> None:
     """Once in use, JAX keeps its devices: in-process calls of `training.main` must not change their number."""
     jax.devices()
+
+
+def pytest_configure() -> None:
+    """Where the tests themselves run under nohup, the processes that they start would ignore a hangup as well."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 class ProbeEnv(Point):
