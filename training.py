@@ -18,7 +18,7 @@ import numpy as np
 from envs import make_env
 from src import devices
 from src.checkpoint import PARAMS_FILE, CheckpointWriter, host_arrays
-from src.loggers import check_sweep
+from src.loggers import check_wandb
 from src.plan import describe_plan, seeds_that_fit, smaller_plans
 from src.run_folder import Checkpoint, SeedRun, find_checkpoints, load_run_state, lock, seed_configs, trained_together
 from src.showcase import Showcase
@@ -42,7 +42,7 @@ def main(args: list[str]) -> int:
     with contextlib.ExitStack() as until_the_end:
         try:
             config = parse_config(args)
-            check_sweep(config)
+            check_wandb(config)
             devices.spread_over_cores(config)
             devices.join(config)
             batches = seed_batches(config)

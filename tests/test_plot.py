@@ -134,6 +134,37 @@ def test_same_runs_give_the_same_bytes(make_run, draw_files, tmp_path):
     assert contents[0] == contents[1]
 
 
+@pytest.mark.parametrize(
+    ("out", "files"),
+    [
+        ("figure.svg", "figure.svg figure.png figure.pdf figure.md figure.csv"),
+        ("Figure.PNG", "Figure.png Figure.pdf Figure.md Figure.csv"),
+        ("lr_0.5", "lr_0.5.png lr_0.5.pdf lr_0.5.md lr_0.5.csv"),
+        ("~/figure.v2.svg", "figure.v2.svg figure.v2.png figure.v2.pdf figure.v2.md figure.v2.csv"),
+    ],
+)
+def test_out_may_end_in_a_format(make_run, tmp_path, monkeypatch, capsys, out, files):
+    make_run([0.0, 1.0])
+    (tmp_path / "there").mkdir()
+    monkeypatch.chdir(tmp_path / "there")
+    monkeypatch.setenv("HOME", str(tmp_path / "there"))
+    (tmp_path / "there" / "runs").symlink_to(tmp_path / "runs")
+    assert plot.main(["~/runs", "--out", out, "--repetitions", "50"]) == 0
+    assert {path.name for path in Path().iterdir()} - {"runs"} == set(files.split())
+    assert "written: " in capsys.readouterr().out
+    if ".svg" in out:
+        assert Path(files.split()[0]).read_text().startswith("<?xml")
+
+
+def test_the_same_runs_give_the_same_svg(make_run, draw_files, tmp_path):
+    make_run([0.0, 1.0])
+    contents = []
+    for _ in range(2):
+        draw_files("--out", str(tmp_path / "figure.svg"))
+        contents.append((tmp_path / "figure.svg").read_bytes())
+    assert contents[0] == contents[1]
+
+
 def test_runs_from_any_directory(make_run, tmp_path):
     make_run([0.0, 1.0])
     script = Path(plot.__file__).resolve()
@@ -336,6 +367,9 @@ def test_repeated_seeds_are_pointed_out(make_run, draw):
         (["--confidence", "95"], "--confidence 95.0 is out of range"),
         (["--seed", "-1"], "--seed -1 is out of range"),
         (["--out", "/dev/null/figure"], "--out: cannot write"),
+        (["--out", "figure.gif"], "--out figure.gif: the ending .gif is not one of .png, .pdf, .svg"),
+        (["--out", "there/figure.jp2"], "the ending .jp2 is not one of .png, .pdf, .svg"),
+        (["--out", "table.csv"], "the ending .csv is not one of .png, .pdf, .svg; .md and .csv are written too"),
         (["--metric", "loss"], "nothing to draw"),
     ],
 )
