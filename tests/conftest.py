@@ -11,6 +11,7 @@ if "PYTEST_XDIST_WORKER" in os.environ and hasattr(os, "sched_setaffinity"):
     _cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {_cores[int(os.environ["PYTEST_XDIST_WORKER"].removeprefix("gw")) % len(_cores)]})
 
+import durability
 import jax
 import jax.numpy as jnp
 import pytest
@@ -152,6 +153,12 @@ def make_probe_program(config: Config, probe=ProbeEnv) -> Program:
     """The program of `config` where `probe` names the env `probe`."""
     with registered(probe=probe):
         return make_program(config, derive_schedule(config))
+
+
+@pytest.fixture(autouse=True)
+def _no_process_outlives_its_test() -> Iterator[None]:
+    yield
+    durability.end_started()
 
 
 @pytest.fixture
