@@ -16,29 +16,17 @@ from flax import struct
 
 @struct.dataclass
 class EnvState:
-    """One environment between two actions; all but `pipeline_state` is float32 and int32, whatever JAX's defaults.
+    """One environment between two actions; all but `pipeline_state` is float32 or int32, whatever JAX's defaults."""
 
-    Attributes:
-      pipeline_state: what the environment carries from step to step: for most, the state of a physics engine.
-      state: (state_dim,) the observation without its goal.
-      goal: (goal_dim,) the commanded goal of this episode.
-      reward: () of the last step.
-      done: () 1 when the episode is over, by termination or by its time limit.
-      truncation: () 1 when only the time limit ended it.
-      metrics: name -> () of the last step; zero after a reset.
-      steps: () env steps since the episode began, action repeats included.
-      traj_id: () number of the trajectory; counts the episodes this env has begun.
-    """
-
-    pipeline_state: Any
-    state: jax.Array
-    goal: jax.Array
-    reward: jax.Array
-    done: jax.Array
-    truncation: jax.Array
-    metrics: dict[str, jax.Array]
-    steps: jax.Array
-    traj_id: jax.Array
+    pipeline_state: Any  # what the environment carries from step to step: for most, the state of a physics engine
+    state: jax.Array  # (state_dim,) the observation without its goal
+    goal: jax.Array  # (goal_dim,) the commanded goal of this episode
+    reward: jax.Array  # () of the last step
+    done: jax.Array  # () 1 when the episode is over, by termination or by its time limit
+    truncation: jax.Array  # () 1 when only the time limit ended it
+    metrics: dict[str, jax.Array]  # name -> () of the last step; zero after a reset
+    steps: jax.Array  # () env steps since the episode began, action repeats included
+    traj_id: jax.Array  # () number of the trajectory; counts the episodes this env has begun
 
     @property
     def obs(self) -> jax.Array:
@@ -58,29 +46,21 @@ class Sizes(NamedTuple):
 class GoalEnv(abc.ABC):
     """Base of all environments. A subclass states the class attributes and fills the hooks; nothing else.
 
-    Attributes:
-      state_dim, action_size: sizes of the state part of the observation and of the action, in [-1, 1].
-      goal_indices: which state entries the goal speaks of; the achieved goal is `state[goal_indices]`.
-      goal_dist: success is a distance between achieved and commanded goal strictly below this, in the goal's unit.
-      other_thresholds: further success metrics by name, e.g. {"success_easy": 2.0}.
-      goal_place_dim: at most this many of the goal's first entries are x, y, z in metres, where pictures show a ball.
-      dt: seconds that a step takes in the environment.
-      backend: name of the physics engine that steps it; None if it needs none.
-      model_xml: a MuJoCo model to draw it with, whose joint positions `pose` returns; None if it cannot be drawn.
-
     Raises:
       ValueError: a backend for an environment that has none, or goal indices outside the state.
     """
 
-    state_dim: ClassVar[int]
-    action_size: ClassVar[int]
-    goal_indices: ClassVar[tuple[int, ...]]
-    goal_dist: ClassVar[float]
-    other_thresholds: ClassVar[dict[str, float]] = {}
-    goal_place_dim: ClassVar[int] = 3
-    dt: float
-    backend: str | None = None
-    model_xml: str | None = None
+    state_dim: ClassVar[int]  # size of the state part of the observation
+    action_size: ClassVar[int]  # size of the action, in [-1, 1]
+    goal_indices: ClassVar[
+        tuple[int, ...]
+    ]  # which state entries the goal speaks of; those of a state are what it achieved
+    goal_dist: ClassVar[float]  # success is a distance between achieved and commanded goal below this, in their unit
+    other_thresholds: ClassVar[dict[str, float]] = {}  # further success metrics, e.g. {"success_easy": 2.0}
+    goal_place_dim: ClassVar[int] = 3  # at most this many first entries of a goal are x, y, z: pictures show them
+    dt: float  # seconds that a step takes in the environment
+    backend: str | None = None  # the physics engine that steps it, if it needs any
+    model_xml: str | None = None  # a MuJoCo model to draw it with, whose joint positions `pose` returns
 
     def __init__(self, backend: str | None = None, use_dense_reward: bool = False):
         name = type(self).__name__

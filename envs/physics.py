@@ -124,7 +124,8 @@ class PhysicsEnv(GoalEnv):
 
     def step_pipeline(self, pipeline_state: Any, action: jax.Array) -> Any:
         sys = self.step_system(pipeline_state)
-        return self.engine.step(sys, pipeline_state, self.control(action), self._physics.n_frames)
+        control = jnp.asarray(self.control(action), pipeline_state.q.dtype)  # MJX wants it, with JAX_ENABLE_X64 too
+        return self.engine.step(sys, pipeline_state, control, self._physics.n_frames)
 
     def pose(self, env_state: EnvState) -> jax.Array:
         return env_state.pipeline_state.q

@@ -35,15 +35,15 @@ def test_files_named_in_the_readme_exist():
 
 
 def test_recipe_of_an_environment(monkeypatch):
-    code = next(block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "GoalEnv" in block)
+    code = next(block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "PhysicsEnv" in block)
     module: dict = {}
     exec(code, module)
-    monkeypatch.setitem(envs.ENVS, "point", module["Point"])
-    for backend in module["Point"].physics:
-        checks, _ = check_env(envs.make_env("point", backend), 4, 60, QUICK_COMPILE)
+    monkeypatch.setitem(envs.ENVS, "point_mass", module["PointMass"])
+    for backend in module["PointMass"].physics:
+        checks, _ = check_env(envs.make_env("point_mass", backend), 4, 60, QUICK_COMPILE)
         assert [check for check in checks if not check.passed] == []
     with pytest.raises(ValueError, match="spring"):
-        envs.make_env("point", "spring")
+        envs.make_env("point_mass", "spring")
 
 
 # The commands, each with the same sizes made small.
@@ -100,7 +100,7 @@ PLACEHOLDERS = {
     " --sweep ": " ",
     "RUN_DIR": '"$RUN_DIR"',
     "NAME": "reacher",
-    "envs.check point": "envs.check reacher",
+    "envs.check point_mass": "envs.check reacher",
     "envs.check --all": "envs.check reacher",
     "in 1 2 3 4 5;": "in 1;",
     "sweep.yml\n": "sweep.yml --runs 1\n",
