@@ -122,6 +122,13 @@ def environments(config, tmp_path):
     ]
 
 
+def distances(config, tmp_path):
+    """How far goals are in a maze that is one corridor, in training and in the evaluation."""
+    config = dataclasses.replace(config, env_name="ant_u_maze_gen")
+    program = train.make_program(config, derive_schedule(config))
+    return [vector.env.distances.tolist() for vector in (program.env, program.eval_env)]
+
+
 def schedule(config, tmp_path):
     return derive_schedule(config)
 
@@ -272,6 +279,8 @@ EFFECTS = {
     "output_dir": ("another", place),
     "env_name": ("other", environments),
     "eval_env": ("other", environments),
+    "gen_distances": ("1,3", distances),
+    "eval_gen_distances": ("6", distances),
     "backend": ("mjx", environments),
     "use_dense_reward": (True, one_evaluation),
     "fresh_goals": (False, one_collection),
