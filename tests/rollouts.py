@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from envs import ENVS
 from envs.base import EnvState
 from envs.physics import PhysicsEnv
 
@@ -77,3 +78,7 @@ def _roll(env: PhysicsEnv, q: jax.Array, qd: jax.Array, goal: jax.Array, actions
 def roll(env: PhysicsEnv, q, qd, goal, actions) -> EnvState:
     """The states after each of `actions` (T, N, action_size), from joint positions and velocities (N, ...)."""
     return _roll(env, *(jnp.asarray(leaf, jnp.float32) for leaf in (q, qd, goal, actions)))
+
+
+# The first name of each family: its variants differ in layout or goals, not in how they meet a backend.
+FAMILIES = {getattr(constructor, "func", constructor): name for name, constructor in reversed(ENVS.items())}
