@@ -67,6 +67,7 @@ def interrupt(monkeypatch, config, moment, number=signal.SIGTERM):
         (2, {"fresh_goals": False}),
         (3, {}),
         (4, {"num_seeds": 2}),
+        (3, {"action_chunk": 3, "num_critics": 2, "goal_proposal": "achieved"}),
     ],
 )
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(monkeypatch, references, tmp_path, moment, changes, capsys):
