@@ -32,8 +32,7 @@ def main(args: list[str]) -> int:
             check_wandb(config)
             devices.spread_over_cores(config)
             devices.join(config)
-            config = with_backend(config)
-            batches = seed_batches(config)
+            batches = seed_batches(config := with_backend(config))
             list_run_dirs(config, [], "w")
         except ValueError as error:  # ConfigError, and what the environments refuse
             print(f"error: {error}", file=sys.stderr)

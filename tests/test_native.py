@@ -4,12 +4,8 @@ import csv
 import dataclasses
 import functools
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
-import durability
 import jax
 import jax.numpy as jnp
 import mujoco
