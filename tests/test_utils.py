@@ -125,7 +125,7 @@ def environments(config, tmp_path):
 def distances(config, tmp_path):
     """How far goals are in a maze that is one corridor, in training and in the evaluation."""
     config = dataclasses.replace(config, env_name="ant_u_maze_gen")
-    program = train.make_program(config, derive_schedule(config))
+    program = make_program(config, derive_schedule(config))
     return [vector.env.distances.tolist() for vector in (program.env, program.eval_env)]
 
 
