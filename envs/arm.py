@@ -40,6 +40,7 @@ class Arm(PhysicsEnv):
     physics = {
         "mjx": Physics(0.002, 25, option={"integrator": "implicitfast", "iterations": "6", "ls_iterations": "12"})
     }
+    view = (150.0, -25.0)
     joints = (0, 1, 3, 5)
     targets = ((0.3491, 2.7925), (0.0, 1.48353), (-3.0718, -0.0698), (2.3562, 3.7525))
     fixed_targets = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.4487)
@@ -197,6 +198,7 @@ class ArmGrasp(Arm):
     action_size = 5
     goal_indices = (16, 17, 18, 19, 20, 21, 22)
     goal_dist = 0.05
+    goal_place_dim = 6
     other_thresholds = {}
     opening, opening_tolerance = 0.075, 0.02
     other_tolerances = {"success_easy": (0.15, 0.05), "success_hard": (0.02, 0.005)}

@@ -55,7 +55,10 @@ class GoalEnv(abc.ABC):
     goal_indices: ClassVar[tuple[int, ...]]  # which state entries the goal speaks of; the achieved goal is these
     goal_dist: ClassVar[float]  # success is a distance between achieved and commanded goal below this, in their unit
     other_thresholds: ClassVar[dict[str, float]] = {}  # further success metrics, e.g. {"success_easy": 2.0}
-    goal_place_dim: ClassVar[int] = 3  # at most this many first entries of a goal are x, y, z: pictures show them
+    # At most this many first entries of a goal are x, y, z of a place, or of several: pictures show them.
+    goal_place_dim: ClassVar[int] = 3
+    # From where pictures look, azimuth and elevation in degrees; None: from so far above that no wall hides much.
+    view: ClassVar[tuple[float, float] | None] = None
     dt: float  # seconds that a step takes in the environment
     backend: str | None = None  # the physics engine that steps it, if it needs any
     model_xml: str | None = None  # a MuJoCo model to draw it with, whose joint positions `pose` returns

@@ -153,7 +153,8 @@ def check_episodes(trace: Trace, episode_length: int) -> Check:
 
 
 def check_fresh(env: GoalEnv, trace: Trace) -> Check:
-    """The goal stays through an episode, unless it is one that follows; the next episode has another start or goal."""
+    """The goal stays through an episode, unless it is one that follows. Another start or goal comes next: it may be the
+    same by chance, where there are few, but not in more than half of the episodes."""
     goal, obs, starts = np.asarray(trace.before.goal), np.asarray(trace.before.obs), np.asarray(trace.before.steps) == 0
     stays = type(env).follow is GoalEnv.follow
     moved = stays and np.any((goal[1:] != goal[:-1]).any(axis=-1) & ~starts[1:])
@@ -164,7 +165,8 @@ def check_fresh(env: GoalEnv, trace: Trace) -> Check:
     num_goals = len(np.unique(goal[starts], axis=0))
     detail = f"{num_goals} different goals in {starts.sum()} episodes"
     detail = f"{repeated} episodes began as the one before; {detail}" if repeated else detail
-    return Check("fresh goals", not moved and repeated == 0, f"a goal moved; {detail}" if moved else detail)
+    fresh = repeated <= (starts.sum() - goal.shape[1]) / 2
+    return Check("fresh goals", bool(fresh and not moved), f"a goal moved; {detail}" if moved else detail)
 
 
 def check_same(first: Trace, second: Trace) -> Check:

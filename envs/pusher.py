@@ -193,6 +193,7 @@ class TwoPusher(PusherArm):
 
     state_dim = 23
     goal_indices = (10, 11, 12, 13, 14, 15)
+    goal_place_dim = 6
     objects = ("object", "object2")
     slide_origin = (0.0, 0.0, -0.275)
     object_boxes: tuple[Box, Box] = (((-0.35, -0.05), (0.25, 0.45)), ((-0.35, -0.05), (0.45, 0.65)))

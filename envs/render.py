@@ -19,7 +19,7 @@ class Scene:
 
     The goal is a ball as large as the region of success, at the place that the goal's first entries name as far as
     `goal_place_dim` and its length go; without z the ball rests on the ground, and without a place there is none to be
-    seen. It is the body `commanded_goal`, the model's last mocap body.
+    seen. It is the body `commanded_goal`, the model's last mocap body; further places of the goal come before it.
 
     Raises:
       ValueError: the environment has no model to draw.
@@ -34,9 +34,10 @@ class Scene:
     def pose(self, q: np.ndarray, goal: np.ndarray) -> None:
         """Puts joint positions `q` and the goal where they belong."""
         self.data.qpos[:] = q
-        self.data.mocap_pos[-1] = np.append(np.zeros(2), self.env.goal_dist)
-        place = goal[: min(self.env.goal_place_dim, 3)]
-        self.data.mocap_pos[-1, : len(place)] = place
+        for number in range(count_places(self.env)):
+            self.data.mocap_pos[-1 - number] = np.append(np.zeros(2), self.env.goal_dist)
+            place = goal[3 * number : min(self.env.goal_place_dim, 3 * number + 3)]
+            self.data.mocap_pos[-1 - number, : len(place)] = place
         mujoco.mj_kinematics(self.model, self.data)
 
     def forward(self) -> None:
@@ -54,7 +55,7 @@ class Scene:
         # The box's diagonal overstates what is seen of it, hence the factor.
         camera.distance = 0.8 * radius / np.sin(np.deg2rad(self.model.vis.global_.fovy) / 2)
         # Looking along y, x to the right; from so far above that neither walls nor the pusher's arm hide much.
-        camera.azimuth, camera.elevation = 90, -65 if self.walled else -50
+        camera.azimuth, camera.elevation = self.env.view or (90, -65 if self.walled else -50)
         return camera
 
     def _corners(self, q: np.ndarray, goal: np.ndarray) -> np.ndarray:
@@ -119,13 +120,20 @@ def scene_xml(env: GoalEnv, height: int, width: int) -> str:
     ElementTree.SubElement(asset, "material", {"name": "ground", "texture": "squares", **repeat})
     shade = {"directional": "true", "pos": "0 0 10", "dir": "0.3 0.4 -1", "diffuse": "0.5 0.5 0.5"}
     ElementTree.SubElement(world, "light", shade)
-    goal = ElementTree.SubElement(world, "body", {"name": "commanded_goal", "mocap": "true"})
     ball = {"type": "sphere", "size": repr(env.goal_dist), "contype": "0", "conaffinity": "0"}
-    ElementTree.SubElement(goal, "geom", ball, rgba=GOAL if env.goal_place_dim else "0 0 0 0")
+    for number in reversed(range(count_places(env))):
+        name = f"commanded_goal_{number}" if number else "commanded_goal"
+        goal = ElementTree.SubElement(world, "body", {"name": name, "mocap": "true"})
+        ElementTree.SubElement(goal, "geom", ball, rgba=GOAL if env.goal_place_dim else "0 0 0 0")
     visual = ElementTree.SubElement(root, "visual")
     ElementTree.SubElement(visual, "global", {"offheight": str(height), "offwidth": str(width)})
     ElementTree.SubElement(visual, "headlight", {"ambient": "0.55 0.55 0.55", "diffuse": "0.3 0.3 0.3"})
     return ElementTree.tostring(root, encoding="unicode")
+
+
+def count_places(env: GoalEnv) -> int:
+    """How many places a goal names; one without a place is drawn as one."""
+    return max(1, min(env.goal_place_dim, env.goal_dim) // 3)
 
 
 def wall_boxes(env: GoalEnv) -> np.ndarray:

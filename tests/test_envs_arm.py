@@ -15,7 +15,7 @@ from brax.base import Motion, Transform
 from rollouts import start_and_goal
 
 from envs import ENVS, make_env
-from envs.arm import ArmGrasp, ArmPush, ArmReach
+from envs.arm import ArmBinpick, ArmGrasp, ArmPush, ArmReach
 from envs.arm_model import LINKS
 
 NAMES = [name for name in ENVS if name.startswith("arm_")]
@@ -224,27 +224,54 @@ def test_the_finger_range_is_an_argument(finger_range, gain):
     np.testing.assert_allclose(data.qpos[14:], finger_range, atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    "name", [name if name == "arm_reach" else pytest.param(name, marks=pytest.mark.slow) for name in NAMES]
-)
-def test_500_physics_steps_are_those_of_plain_mujoco(name):
-    """From the same XML, while the arm moves and the cube falls."""
-    env, action = built(name), np.array([0.4, -0.3, 0.2, 0.5, -1.0])
-    model = model_of(env, iterations=100, ls_iterations=50)
-    data = at_start(env, model)
-    data.ctrl = env.control(jnp.array(action[: env.action_size], jnp.float32))
+class Tireless:
+    """Mixin for an arm whose motors have no largest force."""
 
-    def control_steps(q, qd):
+    def build_xml(self):
+        root = super().build_xml()
+        for motor in root.find("actuator"):
+            motor.set("forcelimited", "false")
+        return root
+
+
+FAMILIES = {ArmReach: (), ArmGrasp: (), ArmPush: ("easy",), ArmBinpick: ("easy",)}
+
+
+@pytest.mark.parametrize(
+    ("family", "limited"),
+    [
+        pytest.param(family, limited, marks=[] if family is ArmReach else [pytest.mark.slow])
+        for family in FAMILIES
+        for limited in (True, False)
+    ],
+)
+def test_500_physics_steps_are_those_of_plain_mujoco(family, limited):
+    """From the same XML, while the cube falls and the fingers open: at rest, but for motors that are below their
+    largest force; and across the room, by motors that have none.
+
+    A motor at its largest force no longer damps in MuJoCo's integrator, but does in MJX's.
+    """
+    env = (family if limited else type("Free", (Tireless, family), {}))(*FAMILIES[family])
+    action = jnp.array([0.01, 0.01, 0.008, 0.01, -1.0] if limited else [0.4, -0.3, 0.2, 0.5, -1.0])[: env.action_size]
+    model = model_of(env, iterations=100, ls_iterations=50)
+    start = settle(env, [0.0] * env.action_size, model).qpos if limited else at_start(env, model).qpos
+    if env.fingers:
+        start[:7] = 0.1, 0.6, 0.07, 1, 0, 0, 0
+        start[14:] = 0.04
+    data = mujoco.MjData(model)
+    data.qpos, data.ctrl = start, env.control(action)
+
+    def control_steps(q):
         def step(pipeline_state, _):
-            pipeline_state = env.step_pipeline(pipeline_state, jnp.array(action[: env.action_size], jnp.float32))
+            pipeline_state = env.step_pipeline(pipeline_state, action)
             return pipeline_state, pipeline_state.q
 
-        return jax.lax.scan(step, env.init_pipeline((q, qd)), length=20)[1]
+        return jax.lax.scan(step, env.init_pipeline((q, jnp.zeros(model.nv))), length=20)[1]
 
-    ours = jax.jit(control_steps)(jnp.array(data.qpos, jnp.float32), jnp.array(data.qvel, jnp.float32))
-    for q in np.array(ours):
+    for q in np.array(jax.jit(control_steps)(jnp.array(start, jnp.float32))):
         for _ in range(25):
             mujoco.mj_step(model, data)
+            assert np.all(np.abs(data.actuator_force) < model.actuator_forcerange[:, 1]) or not limited
         np.testing.assert_allclose(q, data.qpos, atol=1e-5)
 
 
@@ -295,7 +322,9 @@ def test_where_cubes_start_and_should_go(name, cube, half, goal, goal_half):
 def test_share_of_starts_in_success(name, share):
     """Once the cube has fallen to the table, where its goal is."""
     q, _, goal = starts(name)
-    assert np.mean(np.linalg.norm(q[:, :2] - goal[:, :2], axis=1) < 0.1) == pytest.approx(share, abs=0.1 * share)
+    assert np.mean(np.linalg.norm(q[:, :2] - goal[:, :2], axis=1) < 0.1) == pytest.approx(
+        share, abs=5 * np.sqrt(share / len(q))
+    )
 
 
 def test_reach_goals():
