@@ -1,22 +1,18 @@
 """MuJoCo's own engine: the numbers of its C library, whatever the threads, devices and batches; failures that show."""
 
-import csv
 import dataclasses
 import functools
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
-import durability
 import jax
 import jax.numpy as jnp
 import mujoco
 import numpy as np
 import pytest
 from conftest import tiny
-from durability import arguments, run_dirs
+from durability import arguments, run_dirs, start_process
 from rollouts import random_ants, roll
 
 import training
@@ -25,6 +21,7 @@ from envs.ant_maze import AntBallMaze
 from envs.check import QUICK_COMPILE
 from envs.half_cheetah import HalfCheetah
 from envs.physics import ENGINES, PhysicsEnv
+from src.output import read_rows
 from src.policy import load_policy
 from src.resume import with_backend
 
@@ -103,9 +100,8 @@ def test_numbers_do_not_depend_on_the_batch():
     """Nor on what a worker did before: an env alone, in a batch, and in a batch of batches, as the seeds are."""
     env, (q, qd, control) = built("ant"), starts("ant", 6)
     together = advance(env, q, qd, control)
-    apart = [
-        np.stack(leaf) for leaf in zip(*(advance(env, *each) for each in zip(q, qd, control, strict=True)), strict=True)
-    ]
+    alone = [advance(env, *each) for each in zip(q, qd, control, strict=True)]
+    apart = [np.stack(leaf) for leaf in zip(*alone, strict=True)]
 
     def step(q, qd, control):
         pipeline_state = env.engine.step(env.sys, native.init(env.sys, q, qd), control, env._physics.n_frames)
@@ -268,13 +264,6 @@ def test_the_engine_is_recorded_and_used_again(run_of_cheetah, capsys):
 # Runs.
 
 
-def metrics(run_dir: Path) -> list[dict[str, str]]:
-    """The rows of metrics.csv without what the clock says."""
-    with (run_dir / "metrics.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    return [{name: value for name, value in row.items() if not name.endswith(("sps", "walltime"))} for row in rows]
-
-
 def test_a_run_that_is_resumed_is_the_run_that_was_not(run_of_cheetah, tmp_path):
     config, whole = run_of_cheetah
     part = dataclasses.replace(config, output_dir=str(tmp_path / "runs"))
@@ -285,3 +274,32 @@ def test_a_run_that_is_resumed_is_the_run_that_was_not(run_of_cheetah, tmp_path)
         assert one.files == other.files
         for name in one.files:
             np.testing.assert_array_equal(one[name], other[name])
+
+
+SEEDS = tiny(env_name="reacher", backend="mujoco", num_seeds=2, num_envs=8, batch_size=8, num_eval_envs=8)
+
+
+def trained_on(count: int, config, seconds: float = 400) -> list[dict[str, str]]:
+    """The last rows of metrics.csv of all seeds of a training in a process with so many CPU devices."""
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(count)}
+    output = start_process(config, env=environment).communicate(timeout=seconds)[0]
+    assert f"device      cpu x {count}" in output and "done: " in output, output
+    assert "rematerialization" not in output  # XLA says so where it gathers all on one device
+    return [read_rows(run_dir / "metrics.csv", 10**9)[-1] for run_dir in run_dirs(Path(config.output_dir))]
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_seeds_and_envs_on_several_devices_are_those_of_one(count, tmp_path):
+    """Two devices have a seed each; of four, each seed has two, which share its envs."""
+    rows = [trained_on(n, dataclasses.replace(SEEDS, output_dir=str(tmp_path / str(n)))) for n in (1, count)]
+    for one, other in zip(*rows, strict=True):
+        for name in (name for name in one if name.startswith("eval/episode")):
+            assert float(other[name]) == pytest.approx(float(one[name]), rel=1e-3, abs=1e-3), name
+
+
+@pytest.mark.slow
+def test_seeds_on_two_devices_train_for_minutes(tmp_path):
+    """Never does a device wait for ever for another, or for a core."""
+    sizes = {"num_envs": 64, "batch_size": 64, "episode_length": 100, "unroll_length": 20, "max_replay_size": 1000}
+    config = dataclasses.replace(SEEDS, **sizes, num_timesteps=500_000, h_dim=64, output_dir=str(tmp_path))
+    assert len(trained_on(2, config, seconds=1800)) == 2
