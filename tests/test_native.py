@@ -16,11 +16,12 @@ from durability import arguments, run_dirs, start_process
 from rollouts import random_ants, roll
 
 import training
-from envs import ENVS, make_env, native, quicker_backend
+from envs import ENVS, make_env, native, physics, quicker_backend
 from envs.ant_maze import AntBallMaze
 from envs.check import QUICK_COMPILE
 from envs.half_cheetah import HalfCheetah
 from envs.physics import ENGINES, PhysicsEnv
+from src import plan
 from src.output import read_rows
 from src.policy import load_policy
 from src.resume import with_backend
@@ -209,6 +210,25 @@ def test_a_warning_inside_of_a_control_step_shows():
     qd[1, 2] = 1e9  # flies out of the world within the step
     found = advance(env, q, qd, control)
     assert np.isfinite(found[0][0]).all() and np.isnan(found[0][1]).all() and np.isnan(found[1][1]).all()
+
+
+def test_an_error_inside_of_it_ends_the_training_with_a_line(tmp_path, capfd, monkeypatch):
+    """Not with a hang, nor with a traceback."""
+    run, calls = native.Worker.run, []
+
+    def fail(worker, start, control):
+        calls.append(len(start))
+        if len(calls) > 20:
+            raise mujoco.FatalError("mj_stackAlloc: insufficient memory")
+        return run(worker, start, control)
+
+    monkeypatch.setattr(native.Worker, "run", fail)
+    monkeypatch.setattr(physics, "FAILURES", failures := [])
+    for module in (native, plan):
+        monkeypatch.setattr(module, "FAILURES", failures)
+    assert training.main(arguments(tiny(env_name="reacher", backend="mujoco", output_dir=str(tmp_path)))) == 1
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line == "error: MuJoCo: FatalError: mj_stackAlloc: insufficient memory"
 
 
 # The choice of it.
