@@ -10,7 +10,7 @@ import jax
 
 from src import devices
 from src.command_line import command_line, parse_config
-from src.loggers import check_sweep
+from src.loggers import check_wandb
 from src.loop import RunState, run
 from src.output import Progress, tolerant_output
 from src.plan import describe_plan, measure, out_of_memory
@@ -29,11 +29,10 @@ def main(args: list[str]) -> int:
         until_the_end.enter_context(tolerant_output())
         try:
             config = parse_config(args, REGISTRIES)
-            check_sweep(config)
+            check_wandb(config)
             devices.spread_over_cores(config)
             devices.join(config)
-            config = with_backend(config)
-            batches = seed_batches(config)
+            batches = seed_batches(config := with_backend(config))
             list_run_dirs(config, [], "w")
         except ValueError as error:  # ConfigError, and what the environments refuse
             print(f"error: {error}", file=sys.stderr)

@@ -196,9 +196,9 @@ def picks_alone(program: Program, train_state: train.TrainState, key: jax.Array)
 def measure(calls: dict[str, Callable], repeats: int, budget: float) -> tuple[dict[str, float], int]:
     """Median seconds of each call over rounds in which all take turns, the first left out, and how many counted."""
     rounds: dict[str, list[float]] = {name: [] for name in calls}
-    begun = time.monotonic()
+    beginning = time.monotonic()
     for number in range(repeats + 1):
-        if number > 1 and time.monotonic() - begun > budget:
+        if number > 1 and time.monotonic() - beginning > budget:
             break
         for name, call in calls.items():
             started = time.monotonic()

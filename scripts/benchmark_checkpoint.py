@@ -74,7 +74,7 @@ def measure(program: Program, pairs: int) -> dict[str, float]:
             if with_checkpoint:
                 writer.wait()
             seconds[with_checkpoint].append(time.monotonic() - started)
-            if not with_checkpoint:  # the next step pays for what is begun here
+            if not with_checkpoint:  # the next step pays for what starts here
                 started = time.monotonic()
                 arrays = host_arrays({"train_state": moment.run_state.train_state, "totals": moment.run_state.totals})
                 copies.append(time.monotonic() - started)

@@ -131,7 +131,7 @@ def start_and_kill(words: list[str], folder: Path, aim: str, delay: float, check
       RuntimeError: it ended by itself, with an error.
     """
     started, leftovers = time.monotonic(), unfinished(folder)
-    begun_checkpoints: set[tuple[Path, int]] = set()
+    started_checkpoints: set[tuple[Path, int]] = set()
     with tempfile.TemporaryFile("w+") as output:
         process = subprocess.Popen(words, stdout=output, stderr=subprocess.STDOUT)
 
@@ -140,16 +140,16 @@ def start_and_kill(words: list[str], folder: Path, aim: str, delay: float, check
             return output.read()
 
         def writes() -> bool:
-            begun_checkpoints.update(unfinished(folder) - leftovers)
-            return len(begun_checkpoints) >= checkpoint
+            started_checkpoints.update(unfinished(folder) - leftovers)
+            return len(started_checkpoints) >= checkpoint
 
-        begun: dict[str, Callable[[], bool]] = {
+        reached: dict[str, Callable[[], bool]] = {
             "start": lambda: True,
             "training": lambda: COMPILED in said(),
             "checkpoint": writes,
             "nothing": lambda: False,
         }
-        while process.poll() is None and not begun[aim]():
+        while process.poll() is None and not reached[aim]():
             time.sleep(0.002)
         try:
             process.wait(delay)
@@ -172,7 +172,7 @@ def unfinished(folder: Path) -> set[tuple[Path, int]]:
 
 
 def run_folder(folder: Path) -> Path:
-    """The only finished run under `folder`; one that was killed before its first checkpoint was begun anew."""
+    """The only finished run under `folder`; one that was killed before its first checkpoint was started again."""
     return next(path.parent for path in folder.glob("*/*/*/params.npz") if list(path.parent.glob("checkpoints/*")))
 
 

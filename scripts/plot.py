@@ -17,6 +17,7 @@ import itertools
 import json
 import math
 import os
+import re
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -40,18 +41,11 @@ from src.statistics import (
     probability_of_improvement,
     stratified_bootstrap,
 )
+from utils import bookkeeping
 
 DEFAULT_METRIC = "eval/episode_success_any"
 WALLTIME_PARTS = ("training/walltime", "eval/walltime")
 UNKNOWN_ENV = "unknown environment"
-
-# How a run is named, measured or kept, not what it is: no setting of its own. Environments get panels instead.
-BOOKKEEPING = frozenset(
-    ("exp_name", "group_name", "project_name", "output_dir", "seed", "env_name", "eval_env", "num_evals")
-    + ("num_eval_envs", "log_wandb", "wandb_mode", "log_tensorboard", "compilation_cache", "dry_run")
-    + ("resume", "checkpoint_every", "checkpoint_replay", "keep_policies", "render", "video_every")
-    + ("seed_batch", "num_devices", "coordinator_address", "num_processes", "process_id")
-)
 
 # Names and units on the axes; other metrics go by their own name.
 METRIC_LABELS = {
@@ -75,6 +69,13 @@ DASHBOARD = (
 # Okabe and Ito's palette, told apart with any colour vision; yellow, faint on white, comes last.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
 LINE_STYLES = ("-", "--", ":", "-.")
+
+# What the figure can be written as -> options, so that the same runs give the same bytes.
+FORMATS: dict[str, dict[str, Any]] = {
+    "png": {"dpi": 250},
+    "pdf": {"metadata": {"CreationDate": None}},
+    "svg": {"metadata": {"Date": None}},
+}
 STYLE = {
     "font.size": 9,
     "axes.titlesize": 9,
@@ -88,6 +89,7 @@ STYLE = {
     "lines.markersize": 3,
     "legend.frameon": False,
     "pdf.fonttype": 42,  # text as text: journals refuse Type 3 fonts
+    "svg.hashsalt": "crl",  # names of elements that do not change
 }
 
 
@@ -107,7 +109,8 @@ class PlotConfig:
     """Flag that tells settings apart; repeat it for more. None given: the flags in which the runs of an environment
     differ, or else exp_name."""
     out: str = "figure"
-    """Where the files go, without their endings; with several metrics, each adds its name."""
+    """Where the files go, without their endings; with several metrics, each adds its name. Ending in .svg: that format
+    too."""
     smooth: int = 1
     """Evaluations that the drawn curves are averaged over; the table has its own rule, which it states."""
     confidence: float = 0.95
@@ -201,7 +204,28 @@ def parse_config(args: list[str]) -> PlotConfig:
         raise ConfigError(f"--confidence {config.confidence} is out of range: it lies inside (0, 1), e.g. 0.95")
     if config.seed < 0:
         raise ConfigError(f"--seed {config.seed} is out of range: at least 0")
+    runs = tuple(os.path.expanduser(run) for run in config.runs)
+    config = dataclasses.replace(config, runs=runs, out=os.path.expanduser(config.out))
+    split_out(config.out)
     return config
+
+
+def split_out(out: str) -> tuple[str, str]:
+    """--out without its ending, and the ending, which is "" where there is none; `lr_0.5` and a folder have none.
+
+    Raises:
+      ConfigError: the ending of a format that is not written.
+    """
+    if out.endswith("/") or Path(out).is_dir():
+        return f"{out}/figure", ""
+    ending = re.search(r"\.([A-Za-z]{2,5}|[A-Za-z]{2}[0-9])$", out)
+    if ending is None:
+        return out, ""
+    if ending[1].lower() not in FORMATS:
+        raise ConfigError(
+            f"--out {out}: the ending .{ending[1]} is not one of .{', .'.join(FORMATS)}; .md and .csv are written too"
+        )
+    return out.removesuffix(ending[0]), ending[1].lower()
 
 
 def warn(text: str) -> None:
@@ -341,7 +365,7 @@ def differing_flags(runs: Sequence[Run]) -> list[str]:
     """Flags in which runs of one environment differ; what differs only between environments is part of the task."""
     values: dict[str, dict[str, set[str]]] = {}
     for run in runs:
-        for flag in run.flags.keys() - BOOKKEEPING:
+        for flag in run.flags.keys() - bookkeeping():
             values.setdefault(flag, {}).setdefault(run.env, set()).add(json.dumps(run.flags[flag]))
     order = {flag: None for run in runs for flag in run.flags}
     return [flag for flag in order if any(len(seen) > 1 for seen in values.get(flag, {}).values())]
@@ -439,8 +463,8 @@ def interval(strata: list[np.ndarray], config: PlotConfig) -> tuple[np.ndarray, 
 def final_score(values: np.ndarray) -> float:
     """A run's score: moving average over its evaluations (T,), mean of the last fifth.
 
-    Published: average over 5, last 10 of 50 evaluations. A shorter run's average spans a tenth of it, lest it reach
-    back to the beginning.
+    Published: average over 5, last 10 of 50 evaluations. A shorter run's average spans a tenth of it, so that it does
+    not reach back to the start.
     """
     window = min(5, max(1, len(values) // 10))
     return float(moving_average(values, window)[-max(1, len(values) // 5) :].mean())
@@ -591,23 +615,27 @@ def draw_dashboards(by_metric: dict[str, Panels], settings: Sequence[str], confi
         stem = write_figure(panels, settings, "", config, f"_{env.replace(' ', '_')}" if len(envs) > 1 else "")
         drawn += stem is not None
         if stem is not None:
-            print(f"written: {stem}.png .pdf")
+            print(f"written: {stem}.{' .'.join(endings(config))}")
     return drawn
 
 
 def write_figure(panels: Panels, settings: Sequence[str], metric: str, config: PlotConfig, suffix: str) -> Path | None:
     """Draws into --out and returns the files' path without their endings; None if there was no curve to draw."""
-    is_folder = config.out.endswith("/") or Path(config.out).is_dir()
-    out = f"{config.out}/figure" if is_folder else config.out.removesuffix(".png").removesuffix(".pdf")
+    out, _ = split_out(config.out)
     stem = Path(out + suffix)
     with matplotlib.rc_context(STYLE):
         figure = draw(panels, settings, metric, config)
         if figure is None:
             return None
         stem.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(f"{stem}.png", dpi=250)
-        figure.savefig(f"{stem}.pdf", metadata={"CreationDate": None})  # so that the same runs give the same bytes
+        for ending in endings(config):
+            figure.savefig(f"{stem}.{ending}", **FORMATS[ending])
     return stem
+
+
+def endings(config: PlotConfig) -> list[str]:
+    """The formats of the figure: PNG, PDF, and the one that --out asks for."""
+    return list(dict.fromkeys(("png", "pdf", split_out(config.out)[1] or "png")))
 
 
 def report(panels: Panels, settings: Sequence[str], metric: str, config: PlotConfig, suffix: str) -> bool:
@@ -624,7 +652,8 @@ def report(panels: Panels, settings: Sequence[str], metric: str, config: PlotCon
     write_csv(Path(f"{stem}.csv"), final)
     if improvement:
         write_csv(Path(f"{stem}_improvement.csv"), improvement)
-    print(f"{metric}\n\n{text}\nwritten: {stem}.png .pdf .md .csv{' _improvement.csv' if improvement else ''}\n")
+    written = [*endings(config), "md", "csv"]
+    print(f"{metric}\n\n{text}\nwritten: {stem}.{' .'.join(written)}{' _improvement.csv' if improvement else ''}\n")
     return True
 
 

@@ -22,27 +22,30 @@ from utils import Choice, Config, fact  # noqa: E402
 
 
 def flag_table() -> str:
-    """One row per flag: its default, its documentation, and the names it accepts; first those that every run has, then
-    those that algorithms add, each with its algorithms."""
+    """One row per flag: its default, what it means, and the names it accepts; first those that every run has."""
+    algorithms = {name: method.config for name, method in REGISTRIES["algorithm"].items()}
+    flags = dict.fromkeys(field.name for each in (Config, *algorithms.values()) for field in dataclasses.fields(each))
     rows = ["| flag | default | meaning |", "|---|---|---|"]
-    owners: dict[str, list[str]] = {field.name: [] for field in dataclasses.fields(Config)}
-    fields = {field.name: (field, Config) for field in dataclasses.fields(Config)}
-    for name, method in REGISTRIES["algorithm"].items():
-        for field in dataclasses.fields(method.config):
-            fields.setdefault(field.name, (field, method.config))
-            if field.name not in Config.__dataclass_fields__:
-                owners.setdefault(field.name, []).append(f"`{name}`")
-    for flag, (field, config_class) in fields.items():
-        default = f"`{field.default}`" if field.default is not None else "none"
-        choice = fact(field, Choice)
-        names = ""
-        if choice and choice.kind == "env":
-            names = " The names are in [environments](environments.md)."
-        elif choice:
-            names = f" `{'`, `'.join(REGISTRIES[choice.kind])}`."
-        owned = f"{', '.join(owners[flag])}: " if owners[flag] else ""
-        rows.append(f"| `--{flag}` | {default} | {owned}{field_documentation(config_class)[flag]}{names} |")
-    return "\n".join(rows)
+    return "\n".join(rows + [flag_row(flag, algorithms) for flag in flags])
+
+
+def flag_row(flag: str, algorithms: dict[str, type[Config]]) -> str:
+    """A flag as every run has it, or as the first of the algorithms that have it, and where it has another default."""
+    having = {name: each for name, each in algorithms.items() if flag in each.__dataclass_fields__}
+    shared = flag in Config.__dataclass_fields__
+    config_class = Config if shared else next(iter(having.values()))
+    field = config_class.__dataclass_fields__[flag]
+    defaults = {name: each.__dataclass_fields__[flag].default for name, each in having.items()}
+    others = [f"{name} `{value}`" for name, value in defaults.items() if value != field.default and flag != "algorithm"]
+    default = ", ".join(["none" if field.default is None else f"`{field.default}`", *others])
+    choice = fact(field, Choice)
+    names = ""
+    if choice and choice.kind == "env":
+        names = " The names are in [environments](environments.md)."
+    elif choice:
+        names = f" `{'`, `'.join(REGISTRIES[choice.kind])}`."
+    owners = "" if shared else f"{', '.join(having)}: "
+    return f"| `--{flag}` | {default} | {owners}{field_documentation(config_class)[flag]}{names} |"
 
 
 def field_documentation(config_class: type) -> dict[str, str]:

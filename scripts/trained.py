@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import tyro
 
 from src.command_line import parse
+from src.devices import all_devices
 from src.policy import PARAMS_FILES, load_trained
 from src.process import enable_compilation_cache
 from src.program import Program
@@ -18,12 +19,15 @@ from src.program import Program
 class TrainedConfig:
     """Which policy, and where it acts."""
 
-    run_dir: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="RUN_DIR")]]
+    run_dir: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="RUN_DIR"), Path]]
     """The run's folder."""
     params: Literal[*PARAMS_FILES] = "last"
     """The policy of the last evaluation, or the one with the most time near the goal."""
     eval_env: str | None = None
     """Environment to act in, of the same sizes; None is the one the run is evaluated on."""
+    eval_gen_distances: str = ""
+    """How far goals are from starts in a maze ENV_gen, in cells, such as 1,3; empty: as in the run's evaluation, or all
+    ways of another `--eval_env`."""
 
 
 _Config = TypeVar("_Config", bound=TrainedConfig)
@@ -37,7 +41,8 @@ def load_or_refuse(
     try:
         config = parse(config_class, args, prog=prog)
         check(config)
-        trained = load_trained(Path(config.run_dir), config.params, config.eval_env)
+        all_devices()
+        trained = load_trained(Path(config.run_dir), config.params, config.eval_env, config.eval_gen_distances)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return None

@@ -187,7 +187,8 @@ def whole_number(field: dataclasses.Field, text: str) -> str:
     except (decimal.InvalidOperation, OverflowError, ValueError):  # no number; infinite
         pass
     near = round(float(text)) if re.fullmatch(r"-?\d{1,15}\.\d+", text) else field.default
-    raise ConfigError(f"--{field.name} {text!r} is no whole number" + ("" if near is None else f", {near} would be"))
+    remedy = "" if near is None else f", {near} would be"
+    raise ConfigError(f"--{field.name} {text[:60]!r} is no whole number{remedy}")
 
 
 def user_path(field: dataclasses.Field, value: Any) -> Any:

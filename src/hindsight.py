@@ -15,7 +15,7 @@ from flax import struct
 from envs.base import GoalEnv
 from src import agent, goals, replay_buffer
 from src.algorithm import OffPolicyConfig, Step
-from utils import RATE, Choice, ConfigError, Range, derive_schedule
+from utils import RATE, Choice, ConfigError, Range
 
 # Where the goal of a relabelled row lies: a goal rule over the states after this row's action and after the later ones.
 HER_RULES: dict[str, goals.GoalRule] = {
@@ -127,7 +127,7 @@ def draw(
     """All rows of a training step at once, uniform; without hindsight, the same rows for the same key."""
     del agent_state, buffer_state
     row_key, share_key, rule_key = jax.random.split(key, 3)
-    updates = derive_schedule(config).updates_per_training_step
+    updates = config.updates_per_training_step()
     shape = (updates, config.batch_size)
     row = replay_buffer.sample_rows(row_key, index, shape)
     goal_row = None

@@ -19,17 +19,87 @@ if TYPE_CHECKING:
 # How long W&B may take, and how much it says; its environment variables (WANDB_INIT_TIMEOUT, ...) go first.
 _WANDB_SETTINGS = {"silent": True, "init_timeout": 30.0, "finish_timeout": 60.0, "finish_timeout_raises": True}
 
+_NOT_IN_A_PROJECT = "/\\#?%:"  # what W&B's client refuses in a project's name
 
-def check_sweep(config: Config) -> None:
-    """Refuses what a run that W&B's agent has started cannot log.
+
+def check_wandb(config: Config) -> None:
+    """Refuses, before anything is trained, what Weights & Biases would refuse or show wrongly.
 
     Raises:
-      ConfigError: several seeds, which are runs of their own, where the agent has reserved one run.
+      ConfigError: a project name or variable that W&B refuses; several seeds, which are runs of their own, where a
+        sweep's agent has reserved one run; a value of the sweep that is not the one to be trained with.
     """
-    if config.log_wandb and config.num_seeds > 1 and "WANDB_SWEEP_ID" in os.environ:
+    if not config.log_wandb:
+        return
+    if config.num_seeds > 1 and "WANDB_SWEEP_ID" in os.environ:
         raise ConfigError(
             f"--num_seeds {config.num_seeds}: a run of a W&B sweep is one seed; sweep over `seed` instead"
         )
+    wrong = [sign for sign in _NOT_IN_A_PROJECT if sign in config.project_name]
+    if wrong:
+        fits = "".join("-" if sign in _NOT_IN_A_PROJECT else sign for sign in config.project_name)
+        raise ConfigError(
+            f"--project_name {config.project_name!r}: W&B allows no {' '.join(wrong)} in a project's name: {fits!r}"
+        )
+    _check_variables()
+    different = _differences(_sweep_values(), config)
+    if different:
+        raise ConfigError(
+            f"W&B would show other values than are trained with: {different}; hand the sweep's values on by ${{args}} "
+            f"in its command section (${{args_no_boolean_flags}} leaves out what is false)"
+        )
+
+
+def _check_variables() -> None:
+    """Raises ConfigError if one of W&B's variables has a value that its client refuses; the key is the service's."""
+    import wandb
+
+    for name, value in os.environ.items():
+        if name.startswith("WANDB_") and name != "WANDB_API_KEY":
+            try:
+                wandb.Settings().update_from_env_vars({name: value})
+            except Exception as error:  # of the client or of its validation
+                reasons = error.errors()[0]["msg"] if hasattr(error, "errors") else error
+                raise ConfigError(f"{name}={value!r}: W&B refuses it: {reasons}; unset it or mend it") from None
+
+
+def _sweep_values() -> dict[str, Any]:
+    """What the agent of a sweep has told W&B that this run is trained with; W&B shows it whatever is trained.
+
+    Raises:
+      ConfigError: the agent's file cannot be read.
+    """
+    path = os.environ.get("WANDB_SWEEP_PARAM_PATH")
+    if not path:
+        return {}
+    import yaml
+
+    try:
+        entries = yaml.safe_load(Path(path).read_bytes())
+        return {name: entry["value"] for name, entry in entries.items() if isinstance(entry, dict)}
+    except Exception as error:  # what PyYAML raises for a text that is no YAML is of any kind
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(f"WANDB_SWEEP_PARAM_PATH={path!r} cannot be read ({reason})") from None
+
+
+def _differences(shown: dict[str, Any], config: Config) -> str:
+    """The flags that W&B shows with another value than they have, with both values; empty if there are none."""
+    trained = dataclasses.asdict(config)
+    return ", ".join(
+        f"{name} {shown[name]} but trained {value}"
+        for name, value in trained.items()
+        if name in shown and not _same(shown[name], value)
+    )
+
+
+def _same(shown: Any, trained: Any) -> bool:
+    """Whether two values are one flag's, however they are written: 1e-4 or "1e-4", True or "true" or 1."""
+    if isinstance(trained, bool):
+        return str(shown).lower() in (str(trained).lower(), str(int(trained)))
+    if isinstance(trained, int | float):
+        with contextlib.suppress(TypeError, ValueError):
+            return float(shown) == float(trained)
+    return str(shown) == str(trained)
 
 
 class WandbLogger:
@@ -38,13 +108,13 @@ class WandbLogger:
 
     Attributes:
       run_id: what a resumed run passes on, so that its curves continue.
-      waited_in_vain: whether the upload of a run of this process has, which no other run waits for again.
+      waited_in_vain: True once an upload timed out: later runs of this process do not wait.
     """
 
     waited_in_vain = False
 
     def __init__(self, config: Config, run_dir: Path, run_id: str | None = None):
-        """Starts a run, or goes on with `run_id`; evaluations that it has logged already are not logged again."""
+        """Starts a run, or continues `run_id`; evaluations that it has logged already are not logged again."""
         self.config, self.run_dir, self.run, self.working = config, run_dir, None, True
         self.run_id = run_id or secrets.token_hex(4)
         self.mark = run_dir / "wandb" / "env_steps"  # of the last evaluation logged
@@ -84,8 +154,22 @@ class WandbLogger:
         )
         self.run_id = self.run_id if local_id else self.run.id  # a sweep's agent has chosen it
         self.folder = self.run_dir / "wandb" / Path(self.run.dir).parent.name
+        self._show_what_is_trained()
         self.run.define_metric("env_steps")
         self.run.define_metric("*", step_metric="env_steps")
+
+    def _show_what_is_trained(self) -> None:
+        """Mends what W&B shows of an earlier session or of a file of its own.
+
+        Raises:
+          ConfigError: W&B keeps to another value, so nothing must be logged under it.
+        """
+        if _differences(dict(self.run.config), self.config):
+            self.run.config.update(dataclasses.asdict(self.config), allow_val_change=True)
+        if different := _differences(dict(self.run.config), self.config):
+            run, self.run = self.run, None
+            run.finish(exit_code=1)
+            raise ConfigError(f"it would show other values than are trained with: {different}")
 
     def log(self, metrics: dict[str, float], step: int) -> None:
         if self.run and self.working and step > self.logged:
@@ -102,11 +186,13 @@ class WandbLogger:
         if self.run is None:
             return
         online = not self.run.offline
-        # After one in vain W&B's exit handler waits for all the others together; artifacts would ask the service again.
+        # After an upload that timed out this run does not wait: W&B's exit handler waits for all runs together at the
+        # end of the process. Its artifacts are left out too, as they would ask the service again.
         in_time = self.working and not (online and WandbLogger.waited_in_vain)
         uploaded = in_time and all([survives("W&B", self._log_files), self._finish(online)])
         if not online or not uploaded:
-            print(f"W&B: upload this run with  {shlex.join(self._sync_command(online))}", flush=True)
+            with contextlib.suppress(OSError, ValueError):  # a terminal or pipe that is gone
+                print(f"W&B: upload this run with  {shlex.join(self._sync_command(online))}", flush=True)
 
     def _finish(self, online: bool) -> bool:
         """Waits for the upload, and whether it is done."""
@@ -161,7 +247,8 @@ class TensorBoardLogger:
     """
 
     def __init__(self, run_dir: Path, last_env_step: int | None = None):
-        """A resumed run passes the env steps of its last evaluation; TensorBoard then hides later ones of before."""
+        """A resumed run passes the env steps of its last evaluation; TensorBoard then hides what the earlier session
+        logged after that step."""
         from tensorboardX.proto.event_pb2 import Event, SessionLog
 
         self.folder, self.writer = run_dir / "tensorboard", None

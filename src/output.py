@@ -75,8 +75,8 @@ class Logger(Protocol):
     def close(self) -> None: ...
 
 
-def survives(what: str, write: Callable[[], Any], nevertheless: str = "training goes on") -> bool:
-    """Whether `write` worked. If not, one line says why and training goes on: it never dies of its records."""
+def survives(what: str, write: Callable[[], Any], nevertheless: str = "training continues") -> bool:
+    """Whether `write` worked. If not, one line says why: a failed write never ends a run."""
     try:
         write()
     except Exception as error:  # a full disk, a lost folder, whatever a service answers

@@ -3,7 +3,7 @@
 import dataclasses
 
 import jax
-from conftest import make_probe_program, tiny
+from conftest import make_probe_program, tiny, tiny_of
 
 from src import loop
 
@@ -44,6 +44,15 @@ LEARNER = dataclasses.replace(
     critic_lr=1e-3,
     alpha_lr=1e-3,
 )
+
+
+# What makes values reach back over an episode in such a run.
+BOOTSTRAPPING = {"num_timesteps": 100_000, "multiplier_num_sgd_steps": 4.0, "discounting": 0.95, "tau": 0.02}
+
+
+def learner_of(config_class, **changes):
+    """The same run by another algorithm."""
+    return tiny_of(config_class, like=LEARNER, **changes)
 
 
 def success_rates(config):

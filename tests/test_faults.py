@@ -38,12 +38,12 @@ from src import checkpoint, devices, output, process, run_folder
 from src.algorithms.crl import CRLConfig
 from src.checkpoint import CheckpointWriter, list_checkpoints, read_arrays, read_manifest, write_checkpoint
 from src.command_line import parse_config
+from src.loop import run
 from src.losses import CONTRASTIVE_LOSSES, ENERGY_FNS
 from src.networks import NETWORKS
 from src.output import read_rows
-from src.plan import describe_plan, planned_bytes
+from src.plan import describe_plan, measure, planned_bytes
 from src.registries import REGISTRIES
-from src.train import run
 from utils import FAILED, IN_USE, REFUSED, Choice, derive_schedule, fact, plain_type
 
 pytestmark = pytest.mark.usefixtures("probe_registered")
@@ -83,7 +83,7 @@ def test_a_disk_that_is_full_for_a_while_loses_nothing(monkeypatch, small_disk, 
     at_moment(monkeypatch, 0, lambda recorder: fill(small_disk))
     at_moment(monkeypatch, 5, lambda recorder: (small_disk / "filler").unlink())
     assert training.main(arguments(tiny(output_dir=str(small_disk), num_evals=5))) in (0, 1)
-    assert "training goes on (OSError: [Errno 28]" in capsys.readouterr().err
+    assert "training continues (OSError: [Errno 28]" in capsys.readouterr().err
     (run_dir,) = run_dirs(small_disk)
     assert len(read_rows(run_dir / "metrics.csv", 10**9)) == 5
 
@@ -110,7 +110,7 @@ def test_a_disk_that_turns_read_only_is_survived(monkeypatch, small_disk, refere
     status = training.main(arguments(tiny(output_dir=str(small_disk), num_evals=5)))
     change("-i")(None)
     assert status == 0
-    assert "training goes on (PermissionError" in capsys.readouterr().err
+    assert "training continues (PermissionError" in capsys.readouterr().err
     (run_dir,) = run_dirs(small_disk)
     assert len(read_rows(run_dir / "metrics.csv", 10**9)) == 5
 
@@ -212,7 +212,7 @@ def lost_terminal():
 
 @contextlib.contextmanager
 def closed_from_the_start():
-    yield {"preexec_fn": lambda: (os.close(1), os.close(2))}, lambda process: None
+    yield {"shell": 'exec "$@" >&- 2>&-', "stdout": None, "stderr": None}, lambda process: None
 
 
 @pytest.mark.parametrize("channel", [full_disk, closed_pipe, lost_terminal, closed_from_the_start])
@@ -376,7 +376,7 @@ def test_wandb_out_of_reach_is_survived_offline(tmp_path, dropping_server):
     process = start_process(tiny(output_dir=str(tmp_path), log_wandb=True), env=environment)
     output = process.communicate(timeout=120)[0]
     assert process.returncode == 0, output
-    assert "warning: W&B failed, training goes on" in output and "Traceback" not in output
+    assert "warning: W&B failed, training continues" in output and "Traceback" not in output
     assert "wandb sync" in output
     (data,) = tmp_path.glob("*/*/*/wandb/offline-run-*/*.wandb")
     assert data.stat().st_size > 1000
@@ -398,7 +398,7 @@ def test_wandb_that_dies_in_the_middle_is_survived(tmp_path):
     kill_service(process.pid)
     output += process.communicate(timeout=120)[0]
     assert process.returncode == 0, output
-    assert "warning: W&B failed, training goes on" in output
+    assert "warning: W&B failed, training continues" in output
     assert "wandb sync" in output
 
 
@@ -421,7 +421,7 @@ def test_too_little_memory_is_one_line(tmp_path):
 def test_memory_that_runs_out_is_answered_by_what_would_fit(monkeypatch, tmp_path, capsys):
     """On a device with half of what the plan takes; each offer alone brings the plan below it."""
     config = tiny(output_dir=str(tmp_path), num_envs=64, max_replay_size=2000, num_seeds=4, num_timesteps=10_000)
-    planned = planned_bytes(config, ProbeEnv().sizes, 1)
+    planned = planned_bytes(config, measure(config, ProbeEnv()), 1)
 
     def fail(*args):
         monkeypatch.setattr(devices, "memory_per_device", lambda: planned // 2)
@@ -435,7 +435,7 @@ def test_memory_that_runs_out_is_answered_by_what_would_fit(monkeypatch, tmp_pat
     assert {"seed_batch", "max_replay_size", "num_envs"} <= offers.keys()
     for flag, value in offers.items():
         smaller = dataclasses.replace(config, **{flag.replace("seed_batch", "num_seeds"): int(value)})
-        assert 0 < planned_bytes(smaller, ProbeEnv().sizes, 1) <= 0.9 * (planned // 2)
+        assert 0 < planned_bytes(smaller, measure(smaller, ProbeEnv()), 1) <= 0.9 * (planned // 2)
 
 
 # Numbers.
@@ -560,6 +560,9 @@ def test_random_flags_are_legal_or_refused_in_one_line(changes, base):
         plan(dataclasses.replace(base, **changes))
 
 
+COSTS = measure(tiny(), ProbeEnv())
+
+
 def plan(config):
     """Everything between the command line and the first compilation; whether the config is legal."""
     try:
@@ -569,7 +572,7 @@ def plan(config):
         assert "\n" not in str(error) and str(error)
         return False
     assert schedule.total_env_steps >= parsed.num_timesteps
-    describe_plan(parsed, schedule, ProbeEnv().sizes)
+    describe_plan(parsed, schedule, COSTS)
     return True
 
 

@@ -1,12 +1,16 @@
 """Goals: how far ahead those of hindsight lie, by every rule, and which are commanded, by every proposal."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import ProbeEnv, make_probe_program, tiny
 from counts import GOAL_CHANCES, chi_square, exact_geometric
 from ring import CAPACITY, NUM_ENVS, UNROLL, Recorder
 
+from src import train
 from src.goals import GOAL_RULES, PROPOSALS
 
 DRAWS = 100_000
@@ -79,3 +83,25 @@ def test_proposals_depend_on_their_key_and_have_the_shape_of_the_environments_go
     one, other = (PROPOSALS[name](jax.random.key(key), ring_after(3), OWN[:40], (1, 0)) for key in (0, 1))
     assert one.shape == other.shape == (40, 2)
     assert np.any(one != other)
+
+
+def test_fresh_starts_are_commanded_goals_that_were_achieved_before():
+    """And the start is drawn for that goal. In the first unroll the environment's own are all there is."""
+    config = tiny(goal_proposal="achieved", num_envs=8, batch_size=8, max_replay_size=40)
+    program = make_probe_program(config, functools.partial(ProbeEnv, lives=(2, 6), tagged=True))
+    program = program._replace(algorithm=program.algorithm._replace(keep=lambda step: step))
+    state = jax.jit(functools.partial(train.init, program))(jax.random.key(2))
+    collect = jax.jit(functools.partial(train.collect, program))
+    begun = 0
+    for unroll in range(8):
+        old, new = slice(5 * unroll), slice(5 * unroll, 5 * unroll + 5)
+        before = np.asarray(state.env_state.traj_id)
+        state = collect(state)
+        rows = jax.device_get(state.buffer_state.rows)
+        achieved = {place.tobytes() for place in rows.state[old, :, :2].reshape(-1, 2)}
+        fresh = rows.traj_id[new] > before
+        goals = rows.goal[new][fresh]
+        assert {goal.tobytes() in achieved for goal in goals} == {unroll > 0}
+        np.testing.assert_array_equal(rows.state[new][fresh][:, 4:], goals)
+        begun += len({goal.tobytes() for goal in goals})
+    assert begun > 40

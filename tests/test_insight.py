@@ -44,17 +44,23 @@ def make(probe=DrawnProbe, **changes):
     return program, agent_state, episodes
 
 
-@pytest.mark.parametrize("normalize", (False, True))
-def test_energies_are_the_critics_at_their_places(normalize):
-    program, agent_state, episodes = make(normalize_observations=normalize)
+@pytest.mark.parametrize(
+    "changes", [{}, {"normalize_observations": True}, {"action_chunk": 3}, {"num_critics": 2, "action_chunk": 2}]
+)
+def test_energies_are_the_critics_at_their_places(changes):
+    """Of plans, after all actions of a plan, as the policy would carry it out."""
+    program, agent_state, episodes = make(**changes)
     x, y = np.linspace(-1, 1, 4), np.linspace(-2, 2, 3)
     state, goal = episodes.start[0], episodes.goal[0]
     energies = energy_of_goals(program, agent_state, state, goal, x, y)
     assert energies.shape == (3, 4)
     place = np.array([x[3], y[1]], np.float32)
     act = policy_of(program.algorithm, agent_state, deterministic=True).act
-    action, _ = act((), np.concatenate([state, place]), None)
-    expected = program.algorithm.energy(agent_state, state, action, place)
+    memory, actions = program.algorithm.init_memory(()), []
+    for _ in range(program.config.action_chunk):
+        action, memory = act(memory, np.concatenate([state, place]), None)
+        actions.append(action)
+    expected = program.algorithm.energy(agent_state, state, np.concatenate(actions), place)
     assert energies[1, 3] == pytest.approx(float(expected), abs=1e-5)
     assert len(np.unique(energies)) == energies.size
 

@@ -1,5 +1,6 @@
 """W&B's real client against a stand-in of its service, in good and bad times; TensorBoard's event files."""
 
+import contextlib
 import os
 import struct
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import wandb
+import yaml
 from conftest import tiny
 from durability import arguments, run_dirs, start_process
 from PIL import Image
@@ -16,8 +18,9 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from wandb_server import WandbServer
 
 import training
-from src.loggers import TensorBoardLogger, WandbLogger
+from src.loggers import TensorBoardLogger, WandbLogger, check_wandb
 from src.output import read_rows
+from utils import REFUSED
 
 WANDB_PROGRAM = str(Path(sys.executable).with_name("wandb"))
 
@@ -178,7 +181,7 @@ def test_out_of_reach_at_the_start(server, point_at, tmp_path, capsys, fault):
             logger.close()
         assert time.monotonic() - started < 40
     printed = capsys.readouterr()
-    assert printed.err.count("warning: W&B failed, training goes on") == 1  # the other seed does not wait again
+    assert printed.err.count("warning: W&B failed, training continues") == 1  # the other seed does not wait again
     assert upload_later(printed.out, server) == 2
     assert [steps(run) for run in server.runs.values()] == [[10], [10]]
 
@@ -244,7 +247,7 @@ def test_out_of_reach_later(point_at, tmp_path, capsys, moment, fault):
             logger.close()
         assert time.monotonic() - started < 40
         printed = capsys.readouterr()
-        assert "warning: W&B failed, training goes on" in printed.err
+        assert "warning: W&B failed, training continues" in printed.err
         wandb.teardown()  # as at the end of the process
         assert upload_later(printed.out, healthy) == 2
         assert [steps(run) for run in healthy.runs.values()] == [[10, 20], [10, 20]]
@@ -312,7 +315,7 @@ def test_tensorboard_catches_up_after_a_failure(tmp_path, capsys):
     (tmp_path / "tensorboard").write_text("in the way")
     logger = TensorBoardLogger(tmp_path)
     logger.log({"c": 1.0}, 7)
-    assert "warning: TensorBoard failed, training goes on" in capsys.readouterr().err
+    assert "warning: TensorBoard failed, training continues" in capsys.readouterr().err
     (tmp_path / "tensorboard").unlink()
     logger.log({"c": 2.0}, 9)
     logger.close()
@@ -333,8 +336,140 @@ def test_a_training_logs_to_tensorboard(probe_registered, tmp_path):
 def test_several_seeds_under_an_agent_are_refused(monkeypatch, probe_registered, tmp_path, capsys):
     monkeypatch.setenv("WANDB_SWEEP_ID", "abc")
     config = tiny(output_dir=str(tmp_path), num_seeds=2, log_wandb=True)
-    assert training.main(arguments(config)) == training.REFUSED
+    assert training.main(arguments(config)) == REFUSED
     assert (
         capsys.readouterr().err == "error: --num_seeds 2: a run of a W&B sweep is one seed; sweep over `seed` instead\n"
     )
     assert not list(tmp_path.iterdir())
+
+
+# What W&B would refuse, or show otherwise than it is trained, is refused before training.
+
+
+@pytest.fixture
+def refused(monkeypatch, probe_registered, tmp_path, capsys):
+    """refused(variables, flags) -> the line that refuses a training which would log to W&B, before it leaves files."""
+
+    def refuse(variables=None, **changes):
+        for name in [name for name in os.environ if name.startswith("WANDB_")]:
+            monkeypatch.delenv(name)
+        for name, value in (variables or {}).items():
+            monkeypatch.setenv(name, value)
+        config = tiny(output_dir=str(tmp_path / "runs"), **{"log_wandb": True} | changes)
+        assert training.main(arguments(config)) == REFUSED
+        (line,) = capsys.readouterr().err.splitlines()
+        assert not (tmp_path / "runs").exists()
+        return line
+
+    return refuse
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("crl: ant #1", "W&B allows no # : in a project's name: 'crl- ant -1'"),
+        ("50%", "W&B allows no % in a project's name: '50-'"),
+        ("why?", "W&B allows no ? in a project's name: 'why-'"),
+        ("a/b", "cannot be part of a folder's name"),
+    ],
+)
+def test_projects_that_wandb_refuses(refused, name, said):
+    assert said in refused(project_name=name)
+
+
+def test_a_project_that_only_wandb_refuses_is_trained_without_it():
+    check_wandb(tiny(project_name="crl: ant #1"))
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("WANDB_MODE", "ofline"),
+        ("WANDB_RUN_ID", "a/b"),
+        ("WANDB_INIT_TIMEOUT", "soon"),
+        ("WANDB_RESUME", "perhaps"),
+        ("WANDB_PROJECT", "a:b"),
+        ("WANDB_SWEEP_PARAM_PATH", "nowhere.yaml"),
+    ],
+)
+def test_variables_that_wandb_refuses(refused, variable, value):
+    assert refused({variable: value}).startswith(f"error: {variable}={value!r}")
+
+
+@pytest.mark.parametrize("key", ["no key", " 0 ", "0"])
+def test_a_key_is_the_services_business(monkeypatch, key):
+    monkeypatch.setenv("WANDB_API_KEY", key)
+    check_wandb(tiny(log_wandb=True))
+
+
+@pytest.fixture
+def told(tmp_path):
+    """told(settings) -> the variables by which the agent of a sweep says that W&B shows these settings."""
+
+    def tell(settings):
+        path = tmp_path / "config.yaml"
+        entries = {name: {"value": value} for name, value in settings.items()}
+        path.write_text("wandb_version: 1\n\n" + yaml.safe_dump(entries))
+        return {"WANDB_SWEEP_ID": "abc", "WANDB_SWEEP_PARAM_PATH": str(path)}
+
+    return tell
+
+
+@pytest.mark.parametrize(
+    ("shown", "trained", "said"),
+    [
+        ({"fresh_goals": False}, {}, "fresh_goals False but trained True"),
+        ({"render": True}, {"render": False}, "render True but trained False"),
+        ({"h_dim": 16, "seed": 0}, {"h_dim": 8}, "h_dim 16 but trained 8;"),
+        ({"h_dim": 16, "energy_fn": "dot"}, {}, "h_dim 16 but trained 8, energy_fn dot but trained l2"),
+        ({"backend": "mjx"}, {}, "backend mjx but trained None"),
+    ],
+)
+def test_values_of_a_sweep_that_are_not_trained(refused, told, shown, trained, said):
+    line = refused(told(shown), **trained)
+    assert said in line and "${args}" in line
+
+
+def test_values_of_a_sweep_that_are_trained_however_they_are_written(told, monkeypatch):
+    shown = {
+        "fresh_goals": "true",
+        "render": 0,
+        "policy_lr": "1e-4",
+        "num_timesteps": 160.0,
+        "backend": None,
+        "mine": 3,
+    }
+    for name, value in told(shown | {"energy_fn": "l2", "use_ln": False, "h_dim": "8"}).items():
+        monkeypatch.setenv(name, value)
+    check_wandb(tiny(log_wandb=True, policy_lr=1e-4))
+    check_wandb(tiny(use_ln=True))  # shows nothing
+
+
+@pytest.mark.slow
+def test_what_a_resumed_run_shows_is_what_it_trains_with(server, point_at, tmp_path):
+    point_at(server)
+    first = WandbLogger(tiny(), tmp_path)
+    first.close()
+    second = WandbLogger(tiny(num_timesteps=320), tmp_path, first.run_id)
+    second.close()
+    assert server.runs[first.run_id]["config"]["num_timesteps"]["value"] == 320
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # W&B leaves the sweep's file open
+def test_nothing_is_logged_under_other_values(server, point_at, told, tmp_path, capsys):
+    """Also where W&B learns of them in a way that nobody could check before: then training goes on without it."""
+    point_at(server, **told({"h_dim": 16}))
+    logger = WandbLogger(tiny(h_dim=8), tmp_path)
+    logger.log({"x": 1.0}, 0)
+    logger.close()
+    assert logger.run is None and not any(run["history"] for run in server.runs.values())
+    assert "h_dim 16 but trained 8" in capsys.readouterr().err
+
+
+def test_a_closed_pipe_does_not_end_a_logger(point_at, server, tmp_path, monkeypatch):
+    point_at(server, WANDB_MODE="offline")
+    logger = WandbLogger(tiny(), tmp_path)
+    with contextlib.suppress(OSError), open("/dev/full", "w") as full, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", full)
+        closed = logger.close() is None
+    assert closed and list((tmp_path / "wandb").glob("offline-run-*"))

@@ -2,13 +2,15 @@
 
 import dataclasses
 import functools
+import itertools
 
 import jax
 import pytest
-from conftest import ProbeEnv, make_probe_program, tiny
+from conftest import ProbeEnv, make_probe_program, tiny, tiny_of
 
 from envs.base import Sizes
 from src import plan, train
+from src.algorithms import ALGORITHMS
 from src.algorithms.crl import CRLConfig
 from utils import derive_schedule
 
@@ -28,6 +30,30 @@ def test_the_plan_counts_the_bytes_of_the_replay(changes):
     assert memory["replay"] == size_of(state.buffer_state.rows)
     assert memory["index"] >= size_of(jax.eval_shape(program.algorithm.index, state.buffer_state))
     assert memory["rest"] >= size_of((state.agent_state.params, state.agent_state.opt_state))
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_costs_are_those_of_the_arrays_of_a_run(name):
+    config = tiny_of(ALGORITHMS[name].config, batch_size=4)
+    program = make_probe_program(config)
+    state = jax.jit(functools.partial(train.init, program))(jax.random.key(0))
+    costs = plan.measure(config, program.env.env)
+    assert 4 * costs.parameters == size_of(state.agent_state.params)
+    assert 4 * costs.agent == size_of(state.agent_state)
+    rows = program.schedule.replay_rows * config.num_envs
+    assert 4 * costs.row == pytest.approx(size_of(state.buffer_state.rows) / rows, abs=4)  # whole floats
+
+
+def weights(*widths):
+    return sum(inputs * outputs + outputs for inputs, outputs in itertools.pairwise(widths))
+
+
+def test_parameters_are_counted_by_part():
+    """State, goal and action have two entries each; plans of three actions six."""
+    config = tiny(action_chunk=3, num_critics=2, actor_h_dim=5, critic_n_hidden=1)
+    encoders = weights(2 + 6, 8, 4) + weights(2, 8, 4)
+    assert plan.measure(config, ProbeEnv()).parameters == weights(2 + 2, 5, 5, 2 * 6) + 2 * encoders + 1
+    assert plan.measure(config, ProbeEnv()).row == plan.measure(tiny(), ProbeEnv()).row == 2 + 2 + 1
 
 
 def test_the_plan_says_what_will_happen():

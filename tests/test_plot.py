@@ -12,7 +12,6 @@ import pytest
 from matplotlib.figure import Figure
 
 from scripts import plot
-from src import run_folder
 from src.statistics import interquartile_mean
 
 METRIC = "eval/episode_success_any"
@@ -39,10 +38,6 @@ def make_run(tmp_path):
 
 def read_csv(path):
     return list(csv.DictReader(path.read_text().splitlines())) if path.exists() else []
-
-
-def test_flags_that_change_no_number_are_no_settings():
-    assert run_folder._MAY_DIFFER - {"num_timesteps"} <= plot.BOOKKEEPING
 
 
 @pytest.fixture
@@ -134,6 +129,37 @@ def test_same_runs_give_the_same_bytes(make_run, draw_files, tmp_path):
     assert contents[0] == contents[1]
 
 
+@pytest.mark.parametrize(
+    ("out", "files"),
+    [
+        ("figure.svg", "figure.svg figure.png figure.pdf figure.md figure.csv"),
+        ("Figure.PNG", "Figure.png Figure.pdf Figure.md Figure.csv"),
+        ("lr_0.5", "lr_0.5.png lr_0.5.pdf lr_0.5.md lr_0.5.csv"),
+        ("~/figure.v2.svg", "figure.v2.svg figure.v2.png figure.v2.pdf figure.v2.md figure.v2.csv"),
+    ],
+)
+def test_out_may_end_in_a_format(make_run, tmp_path, monkeypatch, capsys, out, files):
+    make_run([0.0, 1.0])
+    (tmp_path / "there").mkdir()
+    monkeypatch.chdir(tmp_path / "there")
+    monkeypatch.setenv("HOME", str(tmp_path / "there"))
+    (tmp_path / "there" / "runs").symlink_to(tmp_path / "runs")
+    assert plot.main(["~/runs", "--out", out, "--repetitions", "50"]) == 0
+    assert {path.name for path in Path().iterdir()} - {"runs"} == set(files.split())
+    assert "written: " in capsys.readouterr().out
+    if ".svg" in out:
+        assert Path(files.split()[0]).read_text().startswith("<?xml")
+
+
+def test_the_same_runs_give_the_same_svg(make_run, draw_files, tmp_path):
+    make_run([0.0, 1.0])
+    contents = []
+    for _ in range(2):
+        draw_files("--out", str(tmp_path / "figure.svg"))
+        contents.append((tmp_path / "figure.svg").read_bytes())
+    assert contents[0] == contents[1]
+
+
 def test_runs_from_any_directory(make_run, tmp_path):
     make_run([0.0, 1.0])
     script = Path(plot.__file__).resolve()
@@ -158,6 +184,7 @@ def test_a_single_run_has_no_interval(make_run, draw):
         ({"h_dim": 256}, {"h_dim": 64}, [], ["h_dim=64", "h_dim=256"]),
         ({"h_dim": 64, "use_ln": True}, {"h_dim": 64, "use_ln": False}, [], ["use_ln=False", "use_ln=True"]),
         ({"seed": 0, "num_evals": 9}, {"seed": 1, "group_name": "x"}, [], ["test"]),
+        ({"seed": 0, "run_dir_file": "a"}, {"seed": 1, "run_dir_file": "b", "num_devices": 2}, [], ["test"]),
         ({"seed": 0, "h_dim": 8}, {"seed": 1, "h_dim": 9}, ["--group_by", "seed"], ["seed=0", "seed=1"]),
         ({"h_dim": 8, "energy_fn": "dot"}, {"h_dim": 9}, [], ["dot, 8", "l2, 9"]),
         ({"h_dim": 8, "seed": 1}, {}, [], ["test"]),  # written before there was such a flag
@@ -331,11 +358,14 @@ def test_repeated_seeds_are_pointed_out(make_run, draw):
     [
         (["--metrics", METRIC], "Unrecognized options: --metrics.*did you mean --metric"),
         (["--x", "hours"], "invalid choice 'hours'"),
-        (["--smooth", "few"], "--smooth.*'few'$"),
+        (["--smooth", "few"], "--smooth 'few' is no whole number"),
         (["--smooth", "0"], "--smooth 0 is out of range"),
         (["--confidence", "95"], "--confidence 95.0 is out of range"),
         (["--seed", "-1"], "--seed -1 is out of range"),
         (["--out", "/dev/null/figure"], "--out: cannot write"),
+        (["--out", "figure.gif"], "--out figure.gif: the ending .gif is not one of .png, .pdf, .svg"),
+        (["--out", "there/figure.jp2"], "the ending .jp2 is not one of .png, .pdf, .svg"),
+        (["--out", "table.csv"], "the ending .csv is not one of .png, .pdf, .svg; .md and .csv are written too"),
         (["--metric", "loss"], "nothing to draw"),
     ],
 )

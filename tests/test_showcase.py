@@ -40,7 +40,7 @@ def test_without_opengl_a_run_says_so_once_and_is_the_same(tmp_path, capsys, mon
     monkeypatch.setattr("mujoco.Renderer", lambda *_: 1 / 0)
     with_pictures = drawn_run(tmp_path / "on", render=True, video_every=1)
     (line,) = capsys.readouterr().err.splitlines()
-    assert "video failed, training goes on" in line
+    assert "video failed, training continues" in line
     assert "install libegl1, or libosmesa6 and set MUJOCO_GL=osmesa" in line
     assert names(with_pictures) == (PICTURES, [])
     without = drawn_run(tmp_path / "off")
@@ -62,7 +62,7 @@ def test_an_env_that_cannot_be_drawn_costs_one_line(tmp_path, capsys):
     with registered(probe=NoModel):
         assert training.main(flags(tiny(output_dir=str(tmp_path), render=True))) == 0
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("warning: video failed, training goes on (")
+    assert line.startswith("warning: video failed, training continues (")
     assert "NoModel cannot be drawn: it has no model_xml" in line
     assert {path.name for path in tmp_path.rglob("*.png")} == PICTURES
     assert list(tmp_path.rglob("params.npz"))

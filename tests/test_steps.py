@@ -4,14 +4,18 @@ import functools
 
 import counting
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import ProbeEnv, make_probe_program, tiny
 
+from scripts import evaluate
 from src import loop, train
 from src.algorithm import policy_of, step_shapes
 from src.checkpoint import device_tree, host_arrays
 from src.evaluator import run_episodes
+from src.player import Player
+from src.video import record
 
 
 def counting_program(config, **probe_options):
@@ -124,23 +128,64 @@ def test_memory_is_fresh_where_an_episode_begins_and_kept_elsewhere(fresh_goals,
     collect = jax.jit(functools.partial(train.collect, program))
     np.testing.assert_array_equal(state.memory, np.zeros(8))
     seen = set()
-    for _ in range(6):
+    for _ in range(8):
         state = collect(state)
         np.testing.assert_array_equal(state.memory * action_repeat, state.env_state.steps)
         seen |= set(np.asarray(state.memory).tolist())
     assert {0, 1} <= seen
 
 
+def circle(start, actions):
+    """(T, N, 2) where the counting policy goes from its first actions on."""
+    positions = [start]
+    for number in range(actions):
+        positions.append(np.clip(positions[-1] + 0.1 * np.array([np.cos(number), np.sin(number)]), -1, 1))
+    return np.stack(positions[1:])
+
+
+def counting_player(**changes):
+    program = counting_program(tiny(deterministic_eval=True, **changes))
+    return program, program.algorithm.init(jax.random.key(0))
+
+
 def test_the_evaluation_remembers_each_episode_from_its_start():
-    """The algorithm walks in a circle of as many radians as it has acted."""
-    program = counting_program(EIGHT)
-    policy = policy_of(program.algorithm, program.algorithm.init(jax.random.key(0)), deterministic=True)
+    program, agent_state = counting_player()
+    policy = policy_of(program.algorithm, agent_state, deterministic=True)
     episodes, states = run_episodes(program.eval_env, policy, 5, jax.random.key(0), lambda env_state: env_state.state)
-    position = episodes.start
-    for number, state in enumerate(states):
-        position = np.clip(position + 0.1 * np.array([np.cos(number), np.sin(number)]), -1, 1)
-        np.testing.assert_allclose(state, position, atol=1e-5)
     assert len(states) == 8
+    np.testing.assert_allclose(states, circle(episodes.start, 8), atol=1e-5)
+
+
+def test_a_video_shows_what_is_remembered():
+    recording = record(*counting_player(), num_episodes=3)
+    np.testing.assert_allclose(recording.poses, circle(recording.episodes.start, 8), atol=1e-5)
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_the_evaluation_script_remembers_whichever_policy_it_measures(deterministic):
+    program, agent_state = counting_player()
+    episodes = evaluate.roll_out(program, 5, agent_state, jax.random.key(0), jnp.asarray(deterministic))
+    walked_in_a_circle = np.allclose(episodes.last, circle(episodes.start, 8)[-1], atol=1e-5)
+    assert walked_in_a_circle == deterministic
+
+
+def test_a_player_forgets_with_a_new_goal_and_a_new_episode():
+    """What was planned for the goal before is of no use for this one."""
+    player = Player(*counting_player())
+
+    def assert_acts(numbers):
+        for number in numbers:
+            expected = np.clip(player.q + 0.1 * np.array([np.cos(number), np.sin(number)]), -1, 1)
+            player.act()
+            np.testing.assert_allclose(player.q, expected, atol=1e-5)
+
+    assert_acts(range(3))
+    player.new_goal()
+    assert_acts(range(5))
+    player.act()  # the episode's 8 steps are over: this is the first of another
+    assert_acts(range(1, 3))
+    player.new_episode()
+    assert_acts(range(2))
 
 
 def last_of(program, seeds, resumed=None, stop=lambda moment: False):

@@ -12,10 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import UPDATE_METRICS, ProbeEnv, make_probe_program, registered, tiny
+from conftest import UPDATE_METRICS, ProbeEnv, make_probe_program, registered, tiny, tiny_of
 from runs import LEARNER, run_to_end, silent, success_rates
 
 from src import loop, train
+from src.algorithms import ALGORITHMS
 from src.algorithms.crl import CRLConfig
 from src.losses import CONTRASTIVE_LOSSES, ENERGY_FNS
 from src.plan import measure, memory_plan
@@ -113,7 +114,10 @@ def test_seeds_trained_together_are_the_runs_they_would_be_alone(program, finish
     reports, _ = run_to_end(program, seeds=(1, 0))
     assert [env_steps for env_steps, _ in reports] == [0, 100, 160]
     for (_, (of_one, of_zero)), (_, (alone,)) in zip(numbers(reports), numbers(finished[0]), strict=True):
-        assert of_zero == {name: pytest.approx(value, rel=2e-2, abs=2e-3) for name, value in alone.items()}
+        # Goals that are twice in a batch are as near as the positive: rounding decides which of them counts as highest.
+        slack = {"training/categorical_accuracy": 0.1}
+        expected = {name: pytest.approx(v, rel=2e-2, abs=slack.get(name, 2e-3)) for name, v in alone.items()}
+        assert of_zero == expected
         assert of_one["eval/episode_dist"] != pytest.approx(alone["eval/episode_dist"], rel=1e-3)
 
 
@@ -332,6 +336,9 @@ def measured_and_planned(program, compiled):
     "changes",
     [
         pytest.param({"num_seeds": 2}, marks=pytest.mark.slow),
+        pytest.param({"action_chunk": 5}, marks=pytest.mark.slow),
+        pytest.param({"num_critics": 2}, marks=pytest.mark.slow),
+        pytest.param({"num_critics": 2, "action_chunk": 3, "num_seeds": 2}, marks=pytest.mark.slow),
         {"num_envs": 512, "max_replay_size": 2000, "batch_size": 64},
         pytest.param(
             {"num_timesteps": 100_000, "batch_size": 700, "multiplier_num_sgd_steps": 20}, marks=pytest.mark.slow
@@ -341,6 +348,14 @@ def measured_and_planned(program, compiled):
 def test_the_planned_memory_is_that_of_the_compiled_program(changes):
     """Whichever of learning, indexing the replay and drawing from it needs most."""
     measured, plan = measured_and_planned(*compiled_chunk(dataclasses.replace(ROOMY, **changes)))
+    assert sum(plan.values()) == pytest.approx(measured, rel=0.2)
+
+
+@pytest.mark.parametrize("name", ["sac", "td3"])
+def test_the_planned_memory_of_another_algorithm_is_that_of_its_compiled_program(name):
+    """With a batch so large that what an update needs counts."""
+    config = tiny_of(ALGORITHMS[name].config, like=ROOMY, max_replay_size=200, batch_size=640)
+    measured, plan = measured_and_planned(*compiled_chunk(config))
     assert sum(plan.values()) == pytest.approx(measured, rel=0.2)
 
 

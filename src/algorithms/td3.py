@@ -20,7 +20,7 @@ from src.algorithm import Algorithm
 from src.critics import Values, least_value, twin_values, value_loss, value_target
 from src.hindsight import Batch, HindsightConfig
 from src.networks import Encoder, make_trunk
-from utils import RATE, Choice, ConfigError, Range, derive_schedule
+from utils import RATE, Choice, ConfigError, Range
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +44,7 @@ class TD3Config(HindsightConfig):
 
     def check(self) -> None:
         super().check()
-        updates = derive_schedule(self).updates_per_training_step
+        updates = self.updates_per_training_step()
         if self.policy_delay > updates:
             raise ConfigError(
                 f"--policy_delay {self.policy_delay} counts the updates of a training step, of which there are "
@@ -188,7 +188,7 @@ def update(
     agent_state = descend(config, agent_state, "critic", gradient)
     turn = (batch.number + 1) % config.policy_delay == 0
     agent_state, loss = jax.lax.cond(turn, actor_turn, lambda agent_state: (agent_state, 0.0), agent_state)
-    updates = derive_schedule(config).updates_per_training_step
+    updates = config.updates_per_training_step()
     # Metrics are averaged over all updates of a training step: this makes it the mean over the actor's.
     metrics |= {"actor_loss": loss * updates / (updates // config.policy_delay), "batch_reward": batch.reward}
     return agent_state, agent.batch_means(metrics)
@@ -197,4 +197,4 @@ def update(
 def workspace(config: TD3Config, sizes: Sizes) -> float:
     """Floats that one update needs beyond parameters and rows, fitted to the memory of compiled programs."""
     del sizes
-    return 10 * config.batch_size * config.h_dim * config.n_hidden
+    return 6 * config.batch_size * config.h_dim * config.n_hidden
