@@ -25,11 +25,17 @@ TOLERANCE = 1e-10  # of the solver; MuJoCo's 1e-8 saves nothing measurable and l
 
 def load(xml: str) -> System:
     """brax's System, whose `mj_model` is the one that is stepped: a converged solver, and no state that blew up is
-    reset in silence."""
+    reset in silence.
+
+    Raises:
+      ValueError: actuators with a state of their own, which positions and velocities do not hold.
+    """
     mujoco.set_mju_user_warning(lambda text: None)  # would go to a file in the user's folder; NaN says it
     logging.getLogger("jax._src.callback").setLevel(logging.CRITICAL)  # repeats what is raised
     system = load_system(xml)
     model = copy.copy(system.mj_model)
+    if model.na:
+        raise ValueError(f"the engine mujoco steps joints alone: this model has {model.na} states of actuators besides")
     model.opt.solver = mujoco.mjtSolver.mjSOL_NEWTON
     model.opt.iterations, model.opt.ls_iterations, model.opt.tolerance = 100, 50, TOLERANCE
     model.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_AUTORESET

@@ -230,6 +230,13 @@ def test_an_error_inside_of_it_ends_the_training_with_a_line(tmp_path, capfd, mo
     assert line == "error: MuJoCo: FatalError: mj_stackAlloc: insufficient memory"
 
 
+def test_actuators_with_a_state_are_refused():
+    actuator = '<general joint="x" dyntype="integrator" actlimited="true" actrange="-1 1"/>'
+    body = '<body name="b"><joint name="x" type="slide"/><geom size="1"/></body>'
+    with pytest.raises(ValueError, match="1 states of actuators"):
+        native.load(f"<mujoco><worldbody>{body}</worldbody><actuator>{actuator}</actuator></mujoco>")
+
+
 # The choice of it.
 
 
