@@ -7,6 +7,7 @@ environment is stepped by itself, in float64, by a solver that starts cold and r
 import atexit
 import copy
 import functools
+import logging
 from typing import Any
 
 import jax
@@ -17,17 +18,24 @@ from brax import kinematics, math
 from brax.base import Motion, State, System
 from mujoco.rollout import Rollout
 
-from envs.physics import load_system, num_cores
+from envs.physics import FAILURES, load_system, num_cores
 
 TOLERANCE = 1e-10  # of the solver; MuJoCo's 1e-8 saves nothing measurable and leaves q off by 1e-7
 
 
 def load(xml: str) -> System:
     """brax's System, whose `mj_model` is the one that is stepped: a converged solver, and no state that blew up is
-    reset in silence."""
+    reset in silence.
+
+    Raises:
+      ValueError: actuators with a state of their own, which positions and velocities do not hold.
+    """
     mujoco.set_mju_user_warning(lambda text: None)  # would go to a file in the user's folder; NaN says it
+    logging.getLogger("jax._src.callback").setLevel(logging.CRITICAL)  # repeats what is raised
     system = load_system(xml)
     model = copy.copy(system.mj_model)
+    if model.na:
+        raise ValueError(f"the engine mujoco steps joints alone: this model has {model.na} states of actuators besides")
     model.opt.solver = mujoco.mjtSolver.mjSOL_NEWTON
     model.opt.iterations, model.opt.ls_iterations, model.opt.tolerance = 100, 50, TOLERANCE
     model.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_AUTORESET
@@ -103,7 +111,11 @@ def _advance(model: mujoco.MjModel, n_frames: int, *arguments: Any) -> tuple[np.
         worker = idle.pop()
     except IndexError:
         worker = Worker(model)
-    time, after = np.split(worker.run(start, control), [1], axis=1)
+    try:
+        time, after = np.split(worker.run(start, control), [1], axis=1)
+    except Exception as error:
+        FAILURES.append(f"MuJoCo: {type(error).__name__}: {error}")
+        raise
     idle.append(worker)
     # After a warning MuJoCo keeps still: its clock is behind, and a control that is no number would count as zero.
     sound = np.isclose(time[:, 0], n_frames * model.opt.timestep) & np.isfinite(control).all(axis=(1, 2))

@@ -32,6 +32,7 @@ from src.command_line import check_config, parse_config
 from src.output import run_command
 from src.program import Program, make_program
 from src.registries import REGISTRIES
+from src.resume import with_backend
 from utils import REFUSED, Config, ConfigError, derive_schedule, write_text
 
 MATMUL_SIZE = 2048
@@ -76,8 +77,9 @@ def main(args: list[str]) -> int:
             raise ConfigError(f"--repeats {config.repeats} and --updates {config.updates} are at least 1")
         if config.sweep and not config.out:
             raise ConfigError("--sweep needs --out, the JSON file beside which table and plot are put")
-        points = sweep_points(config) if config.sweep else [config]
         devices.spread_over_cores(config)
+        config = with_backend(config)
+        points = sweep_points(config) if config.sweep else [config]
         for point in points:
             make_program(point, derive_schedule(point))
     except ValueError as error:

@@ -8,6 +8,7 @@ import jax
 
 from envs import make_env
 from envs.base import GoalEnv, Sizes
+from envs.physics import FAILURES
 from src import devices
 from src.algorithm import step_shapes
 from src.algorithms import ALGORITHMS
@@ -117,7 +118,9 @@ def smaller_plans(config: Config, costs: Costs, num_devices: int, memory: int | 
 
 
 def out_of_memory(config: Config, error: Exception) -> str:
-    """The line that says what to lower, and by how much; an error that is none of memory is raised again."""
+    """The line that says what to lower, and to what, or how a physics engine failed; another error is raised again."""
+    if FAILURES:
+        return f"error: {FAILURES[0]}"
     if not isinstance(error, MemoryError) and not re.search("RESOURCE_EXHAUSTED|[Oo]ut of memory", str(error)):
         raise error
     costs = measure(config, make_env(config.env_name, config.backend))

@@ -1,9 +1,9 @@
 """MuJoCo's own engine: the numbers of its C library, whatever the threads, devices and batches; failures that show."""
 
-import csv
 import dataclasses
 import functools
 import json
+import os
 from pathlib import Path
 
 import jax
@@ -12,15 +12,16 @@ import mujoco
 import numpy as np
 import pytest
 from conftest import tiny
-from durability import arguments, run_dirs
+from durability import arguments, run_dirs, start_process
 from rollouts import random_ants, roll
 
 import training
-from envs import ENVS, make_env, native, quicker_backend
+from envs import ENVS, make_env, native, physics, quicker_backend
 from envs.ant_maze import AntBallMaze
 from envs.check import QUICK_COMPILE
 from envs.half_cheetah import HalfCheetah
 from envs.physics import ENGINES, PhysicsEnv
+from src.output import read_rows
 from src.policy import load_policy
 from src.resume import with_backend
 
@@ -99,9 +100,8 @@ def test_numbers_do_not_depend_on_the_batch():
     """Nor on what a worker did before: an env alone, in a batch, and in a batch of batches, as the seeds are."""
     env, (q, qd, control) = built("ant"), starts("ant", 6)
     together = advance(env, q, qd, control)
-    apart = [
-        np.stack(leaf) for leaf in zip(*(advance(env, *each) for each in zip(q, qd, control, strict=True)), strict=True)
-    ]
+    alone = [advance(env, *each) for each in zip(q, qd, control, strict=True)]
+    apart = [np.stack(leaf) for leaf in zip(*alone, strict=True)]
 
     def step(q, qd, control):
         pipeline_state = env.engine.step(env.sys, native.init(env.sys, q, qd), control, env._physics.n_frames)
@@ -211,12 +211,38 @@ def test_a_warning_inside_of_a_control_step_shows():
     assert np.isfinite(found[0][0]).all() and np.isnan(found[0][1]).all() and np.isnan(found[1][1]).all()
 
 
+def test_an_error_inside_of_it_ends_the_training_with_a_line(tmp_path, capfd, monkeypatch):
+    """Not with a hang, nor with a traceback."""
+    run, calls = native.Worker.run, []
+
+    def fail(worker, start, control):
+        calls.append(len(start))
+        if len(calls) > 20:
+            raise mujoco.FatalError("mj_stackAlloc: insufficient memory")
+        return run(worker, start, control)
+
+    monkeypatch.setattr(native.Worker, "run", fail)
+    try:
+        assert training.main(arguments(tiny(env_name="reacher", backend="mujoco", output_dir=str(tmp_path)))) == 1
+    finally:
+        physics.FAILURES.clear()
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line == "error: MuJoCo: FatalError: mj_stackAlloc: insufficient memory"
+
+
+def test_actuators_with_a_state_are_refused():
+    actuator = '<general joint="x" dyntype="integrator" actlimited="true" actrange="-1 1"/>'
+    body = '<body name="b"><joint name="x" type="slide"/><geom size="1"/></body>'
+    with pytest.raises(ValueError, match="1 states of actuators"):
+        native.load(f"<mujoco><worldbody>{body}</worldbody><actuator>{actuator}</actuator></mujoco>")
+
+
 # The choice of it.
 
 
 def test_it_is_chosen_on_a_cpu_in_place_of_mjx_alone():
-    chosen = {name for name in ENVS if quicker_backend(name, "cpu")}
-    assert chosen == {"cheetah", "ant_push"} and quicker_backend("cheetah", "cpu") == "mujoco"
+    chosen = {name for name in ENVS if quicker_backend(name, "cpu") == "mujoco"}
+    assert chosen == {"cheetah", "ant_push", *(name for name in ENVS if name.startswith("arm_"))}
     assert not any(quicker_backend(name, "gpu") for name in ENVS)
     assert with_backend(tiny(env_name="cheetah")).backend == "mujoco"
     assert with_backend(tiny(env_name="cheetah", backend="mjx")).backend == "mjx"
@@ -264,13 +290,6 @@ def test_the_engine_is_recorded_and_used_again(run_of_cheetah, capsys):
 # Runs.
 
 
-def metrics(run_dir: Path) -> list[dict[str, str]]:
-    """The rows of metrics.csv without what the clock says."""
-    with (run_dir / "metrics.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    return [{name: value for name, value in row.items() if not name.endswith(("sps", "walltime"))} for row in rows]
-
-
 def test_a_run_that_is_resumed_is_the_run_that_was_not(run_of_cheetah, tmp_path):
     config, whole = run_of_cheetah
     part = dataclasses.replace(config, output_dir=str(tmp_path / "runs"))
@@ -281,3 +300,32 @@ def test_a_run_that_is_resumed_is_the_run_that_was_not(run_of_cheetah, tmp_path)
         assert one.files == other.files
         for name in one.files:
             np.testing.assert_array_equal(one[name], other[name])
+
+
+SEEDS = tiny(env_name="reacher", backend="mujoco", num_seeds=2, num_envs=8, batch_size=8, num_eval_envs=8)
+
+
+def trained_on(count: int, config, seconds: float = 400) -> list[dict[str, str]]:
+    """The last rows of metrics.csv of all seeds of a training in a process with so many CPU devices."""
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(count)}
+    output = start_process(config, env=environment).communicate(timeout=seconds)[0]
+    assert f"device      cpu x {count}" in output and "done: " in output, output
+    assert "rematerialization" not in output  # XLA says so where it gathers all on one device
+    return [read_rows(run_dir / "metrics.csv", 10**9)[-1] for run_dir in run_dirs(Path(config.output_dir))]
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_seeds_and_envs_on_several_devices_are_those_of_one(count, tmp_path):
+    """Two devices have a seed each; of four, each seed has two, which share its envs."""
+    rows = [trained_on(n, dataclasses.replace(SEEDS, output_dir=str(tmp_path / str(n)))) for n in (1, count)]
+    for one, other in zip(*rows, strict=True):
+        for name in (name for name in one if name.startswith("eval/episode")):
+            assert float(other[name]) == pytest.approx(float(one[name]), rel=1e-3, abs=1e-3), name
+
+
+@pytest.mark.slow
+def test_seeds_on_two_devices_train_for_minutes(tmp_path):
+    """Never does a device wait for ever for another, or for a core."""
+    sizes = {"num_envs": 64, "batch_size": 64, "episode_length": 100, "unroll_length": 20, "max_replay_size": 1000}
+    config = dataclasses.replace(SEEDS, **sizes, num_timesteps=500_000, h_dim=64, output_dir=str(tmp_path))
+    assert len(trained_on(2, config, seconds=1800)) == 2
