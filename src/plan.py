@@ -118,7 +118,7 @@ def smaller_plans(config: Config, costs: Costs, num_devices: int, memory: int | 
 
 
 def out_of_memory(config: Config, error: Exception) -> str:
-    """The line that says what to lower, and to what, or how a physics engine failed; another error is raised again."""
+    """The line that says what to lower, and by how much, or how a physics engine failed; others are raised again."""
     if FAILURES:
         return f"error: {FAILURES[0]}"
     if not isinstance(error, MemoryError) and not re.search("RESOURCE_EXHAUSTED|[Oo]ut of memory", str(error)):
