@@ -90,6 +90,8 @@ SMALL = {
 PYTHON = """#!{python}
 import os, sys
 words = sys.argv[1:]
+if words[0] == "-c":
+    os.execv({python!r}, [{python!r}, *words])
 program = words[1] if words[0] == "-m" else words[0]
 if program == "pytest":
     sys.exit()  # these tests, inside of themselves
@@ -104,6 +106,9 @@ os.execv({python!r}, [{python!r}, *words, *more])
 ELSEWHERE = {
     *("scripts/losses.sh --env_name ant", "SEEDS=1 scripts/losses.sh --num_seeds 5", 'SEEDS="1 2 3"'),
     "python scripts/play.py RUN_DIR",
+    # of a run in a maze
+    "python scripts/evaluate.py RUN_DIR --eval_gen_distances 10",
+    "python scripts/evaluate.py RUN_DIR --eval_env ant_u4_maze_eval",
     "source .venv/bin/activate",
     "wandb sweep --project exemplary_sweep ./scripts/sweep.yml",
     "wandb agent ID",
@@ -127,8 +132,8 @@ def commands() -> list[str]:
     """Every bash block of README and docs, and every command inside of their sentences, without comments and line
     breaks."""
     blocks = re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL)
-    sentences = re.sub(r"```.*?```", "", TEXT, flags=re.DOTALL)
-    quoted = [" ".join(words.split()) for words in re.findall(r"`([^`]+)`", sentences)]
+    pages = [re.sub(r"```.*?```", "", page, flags=re.DOTALL) for page in PAGES.values()]
+    quoted = [" ".join(words.split()) for page in pages for words in re.findall(r"`([^`]+)`", page)]
     quoted = [words for words in quoted if re.match(r"python |(\./)?scripts/\S+\.sh |SEEDS=", words)]
     without_comments = [re.sub(r"\s+# .*", "", block).strip() for block in [*blocks, *quoted]]
     return list(dict.fromkeys(re.sub(r"\\\n\s*", "", block) for block in without_comments))
