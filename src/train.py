@@ -217,7 +217,8 @@ def update(
     by_row = devices.sharding(program.mesh, ENV_AXIS)
     # A number that the whole batch shares is on every device.
     batch = jax.tree.map(lambda leaf: jax.lax.with_sharding_constraint(leaf, by_row) if leaf.ndim else leaf, batch)
-    return program.algorithm.update(train_state.agent_state, batch, key)
+    agent_state, metrics = program.algorithm.update(train_state.agent_state, batch, key)
+    return agent_state, {name: jnp.asarray(metric, jnp.float32) for name, metric in metrics.items()}
 
 
 # What is compiled besides the start: a number of training steps, an evaluation, a look at the replay.
