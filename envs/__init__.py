@@ -1,18 +1,23 @@
 """The registry of environments: `ENVS` maps a name to a constructor, `make_env` builds one."""
 
+from collections.abc import Callable
 from functools import partial
 
+from envs import opengl  # noqa: F401  before all that imports MuJoCo
 from envs.ant import Ant
 from envs.ant_ball import AntBall
 from envs.ant_maze import AntBallMaze, AntMaze
 from envs.ant_push import AntPush
-from envs.base import EnvConstructor, GoalEnv, unknown
+from envs.base import GoalEnv
 from envs.half_cheetah import HalfCheetah
 from envs.humanoid import Humanoid
+from envs.point import Point
 from envs.pusher import Pusher
 from envs.reacher import Reacher
+from utils import unknown
 
-ENVS: dict[str, EnvConstructor] = {
+ENVS: dict[str, Callable[..., GoalEnv]] = {
+    "point": Point,
     "reacher": Reacher,
     "cheetah": HalfCheetah,
     "pusher_easy": partial(Pusher, goals="easy"),
@@ -32,7 +37,7 @@ ENVS: dict[str, EnvConstructor] = {
 
 
 def make_env(name: str, backend: str | None = None, use_dense_reward: bool = False) -> GoalEnv:
-    """Builds the environment `name` on a physics backend (None: the environment's own).
+    """Builds the environment `name` on a physics backend (None: the environment's own, if it has any).
 
     Raises:
       ValueError: unknown name, or a backend that the environment does not support.

@@ -1,9 +1,11 @@
 """Ant: a four-legged body walks to a point on a circle around its start."""
 
+from typing import ClassVar
+
 import jax
 import jax.numpy as jnp
 
-from envs.base import GoalEnv, Physics, brax_asset, on_circle, uniform_angle
+from envs.physics import Physics, PhysicsEnv, brax_asset, on_circle, uniform_angle
 
 # Geoms by what they are, for environments that let more of them collide.
 TORSO = ("torso_geom",)
@@ -11,7 +13,7 @@ INNER_LEGS = tuple(f"aux_{leg}_geom" for leg in (1, 2, 3, 4))  # the capsules th
 FEET = tuple(f"{leg}_foot_geom" for leg in ("left", "right", "third", "fourth"))
 
 
-class Ant(GoalEnv):
+class Ant(PhysicsEnv):
     """brax's ant; the torso has to come within 0.5 m of a goal 10 m away.
 
     | state | content | unit |
@@ -43,6 +45,12 @@ class Ant(GoalEnv):
         ),
     }
     goal_radius = 10.0
+    objects: ClassVar[tuple[str, ...]] = ()  # bodies that a subclass adds to the ant, a ball or a box: observed as x, y
+
+    def __init__(self, backend: str | None = None, use_dense_reward: bool = False):
+        super().__init__(backend, use_dense_reward)
+        self._torso = self.link("torso")
+        self._objects = [self.link(body) for body in self.objects]
 
     def build_xml(self):
         return brax_asset("ant")
@@ -55,18 +63,21 @@ class Ant(GoalEnv):
         q = q.at[3:7].divide(jnp.linalg.norm(q[3:7]))
         return q, 0.1 * jax.random.normal(qd_key, (self.sys.qd_size(),))
 
-    def sample_start(self, key):
-        body_key, goal_key = jax.random.split(key)
-        q, qd = self.sample_body(body_key)
-        return q, qd, on_circle(self.goal_radius, uniform_angle(goal_key))
+    def sample_goal(self, key):
+        _, goal_key = jax.random.split(key)
+        return on_circle(self.goal_radius, uniform_angle(goal_key))
+
+    def sample_start(self, key, goal):
+        body_key, _ = jax.random.split(key)
+        return self.sample_body(body_key)
 
     def observe(self, pipeline_state, action):
-        objects = pipeline_state.x.pos[9:, :2]  # a subclass may add a body to the ant's nine: a ball, a box
-        return jnp.concatenate([pipeline_state.q[:15], pipeline_state.qd[:14], objects.reshape(-1)])
+        objects = [pipeline_state.x.pos[link, :2] for link in self._objects]
+        return jnp.concatenate([pipeline_state.q[:15], pipeline_state.qd[:14], *objects])
 
-    def step_metrics(self, before, pipeline_state, action):
-        torso = pipeline_state.x.pos[0]
-        velocity = (torso - before.pipeline_state.x.pos[0]) / self.dt
+    def step_metrics(self, before, after, action):
+        torso = after.pipeline_state.x.pos[self._torso]
+        velocity = (torso - before.pipeline_state.x.pos[self._torso]) / self.dt
         return {
             "reward_forward": velocity[0],
             "reward_survive": jnp.ones(()),
@@ -80,11 +91,11 @@ class Ant(GoalEnv):
             "forward_reward": velocity[0],
         }
 
-    def dense_reward(self, before, dist, metrics, action):
+    def dense_reward(self, before, after, action):
         """Ten times the speed of approach, plus one for staying up, minus the control cost."""
-        approach = (self.goal_distance(before.state, before.goal) - dist) / self.dt
-        return 10 * approach + metrics["reward_survive"] + metrics["reward_ctrl"]
+        approach = (self.goal_distance(before.state, before.goal) - after.metrics["dist"]) / self.dt
+        return 10 * approach + after.metrics["reward_survive"] + after.metrics["reward_ctrl"]
 
     def terminated(self, pipeline_state):
-        height = pipeline_state.x.pos[0, 2]
+        height = pipeline_state.x.pos[self._torso, 2]
         return (height < 0.2) | (height > 1.0)

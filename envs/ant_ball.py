@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from envs.ant import FEET, TORSO, Ant
-from envs.base import collide, extend_numeric, on_circle
+from envs.physics import collide, extend_numeric, on_circle
 
 
 class AntBall(Ant):
@@ -26,6 +26,7 @@ class AntBall(Ant):
     state_dim = 31
     goal_indices = (29, 30)
     goal_radius = 5.0
+    objects = ("object",)
     clearance = 0.8
 
     def build_xml(self):
@@ -53,8 +54,12 @@ class AntBall(Ant):
         # Sine and cosine of one angle, on the allowed arc only; as published the ball could start inside the ant.
         return 0.2 * goal + on_circle(1.0, angle)
 
-    def sample_start(self, key):
+    def sample_goal(self, key):
+        start_key, _ = jax.random.split(key)
+        return super().sample_goal(start_key)
+
+    def sample_start(self, key, goal):
         start_key, ball_key = jax.random.split(key)
-        q, qd, goal = super().sample_start(start_key)
+        q, qd = super().sample_start(start_key, goal)
         q = q.at[15:].set(self.place_ball(ball_key, q[:2], goal))
-        return q, qd.at[14:].set(0.0), goal
+        return q, qd.at[14:].set(0.0)

@@ -36,9 +36,13 @@ class AntBallMaze(InMaze, AntBall):
     """
 
     touching = (*TORSO, *FEET)
-    companions = (Companion(link=-1, geoms=("object",)),)
+    companions = (Companion(body="object", geoms=("object",)),)
 
-    def sample_start(self, key):
+    def sample_goal(self, key):
+        start_key, _ = jax.random.split(key)
+        return super().sample_goal(start_key)
+
+    def sample_start(self, key, goal):
         start_key, ball_key = jax.random.split(key)
-        q, qd, goal = super().sample_start(start_key)
-        return q.at[15:].set(jax.random.choice(ball_key, jnp.array(self.balls))), qd, goal
+        q, qd = super().sample_start(start_key, goal)
+        return q.at[15:].set(jax.random.choice(ball_key, jnp.array(self.balls))), qd

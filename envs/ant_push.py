@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from envs.ant import TORSO, Ant
-from envs.base import Physics, extend_numeric, find
+from envs.physics import Physics, extend_numeric, find
 
 # x, y and half-sizes of what stands still, in metres. On a grid of 8 m they leave free the start (0, 0), the cells
 # (8, 0) and (0, 8), the box's place (8, 8), and behind it the two goal pockets (16, 8) and (8, 16).
@@ -35,6 +35,7 @@ class AntPush(Ant):
     """
 
     state_dim = 31
+    objects = ("box",)
     # Only MJX keeps these contacts stable, so it is the default and the only choice.
     default_backend = "mjx"
     physics = {
@@ -64,9 +65,13 @@ class AntPush(Ant):
         ElementTree.SubElement(box, "geom", shape)
         return root
 
-    def sample_start(self, key):
-        body_key, pocket_key, offset_key = jax.random.split(key, 3)
+    def sample_goal(self, key):
+        _, pocket_key, offset_key = jax.random.split(key, 3)
+        pocket = jax.random.choice(pocket_key, jnp.array([[16.0, 8.0], [8.0, 16.0]]))
+        return pocket + jax.random.uniform(offset_key, (2,), maxval=2.0)
+
+    def sample_start(self, key, goal):
+        body_key, _, _ = jax.random.split(key, 3)
         q, qd = self.sample_body(body_key)
-        goal = jax.random.choice(pocket_key, jnp.array([[16.0, 8.0], [8.0, 16.0]]))
         # The box stands still on every axis; as published it drifted along x.
-        return q, qd.at[14:].set(0.0), goal + jax.random.uniform(offset_key, (2,), maxval=2.0)
+        return q, qd.at[14:].set(0.0)

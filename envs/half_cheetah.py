@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import mujoco
 
-from envs.base import GoalEnv, Physics, brax_asset
+from envs.physics import Physics, PhysicsEnv, brax_asset
 
 
-class HalfCheetah(GoalEnv):
+class HalfCheetah(PhysicsEnv):
     """brax's half cheetah; the torso has to come within 0.5 m of x = 5.
 
     | state | content | unit |
@@ -40,6 +40,10 @@ class HalfCheetah(GoalEnv):
     }
     goal_x = 5.0
 
+    def __init__(self, backend: str | None = None, use_dense_reward: bool = False):
+        super().__init__(backend, use_dense_reward)
+        self._torso = self.link("torso")
+
     def build_xml(self):
         root = brax_asset("half_cheetah")
         # The robot weighs 14 kg (upstream's 14 kg include its 0.6 kg target body). MuJoCo gives up the attribute that
@@ -49,17 +53,20 @@ class HalfCheetah(GoalEnv):
         root.find("default/geom").set("density", repr(1000 * total_mass / float(unscaled.body_mass.sum())))
         return root
 
-    def sample_start(self, key):
+    def sample_goal(self, key):
+        return jnp.array([self.goal_x])
+
+    def sample_start(self, key, goal):
         q_key, qd_key = jax.random.split(key)
         q = self.sys.init_q + jax.random.uniform(q_key, (9,), minval=-0.1, maxval=0.1)
-        return q, 0.1 * jax.random.normal(qd_key, (9,)), jnp.array([self.goal_x])
+        return q, 0.1 * jax.random.normal(qd_key, (9,))
 
     def observe(self, pipeline_state, action):
         return jnp.concatenate([pipeline_state.q, pipeline_state.qd])
 
-    def step_metrics(self, before, pipeline_state, action):
-        x = pipeline_state.x.pos[0, 0]
-        x_velocity = (x - before.pipeline_state.x.pos[0, 0]) / self.dt
+    def step_metrics(self, before, after, action):
+        x = after.pipeline_state.x.pos[self._torso, 0]
+        x_velocity = (x - before.pipeline_state.x.pos[self._torso, 0]) / self.dt
         return {
             "x_position": x,
             "x_velocity": x_velocity,
@@ -67,6 +74,6 @@ class HalfCheetah(GoalEnv):
             "reward_ctrl": -0.1 * jnp.sum(jnp.square(action)),
         }
 
-    def dense_reward(self, before, dist, metrics, action):
+    def dense_reward(self, before, after, action):
         """Closeness minus the control cost (upstream adds it)."""
-        return metrics["reward_ctrl"] - dist
+        return after.metrics["reward_ctrl"] - after.metrics["dist"]

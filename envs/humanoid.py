@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 from brax import actuator, math
 
-from envs.base import GoalEnv, Physics, brax_asset, on_circle, uniform_angle
+from envs.physics import Physics, PhysicsEnv, brax_asset, on_circle, uniform_angle
 
 
-class Humanoid(GoalEnv):
+class Humanoid(PhysicsEnv):
     """brax's humanoid; the torso has to come within 0.5 m (in space) of a goal 1 to 5 m away.
 
     | state | content | unit |
@@ -51,6 +51,7 @@ class Humanoid(GoalEnv):
 
     def __init__(self, backend: str | None = None, use_dense_reward: bool = False):
         super().__init__(backend, use_dense_reward)
+        self._torso = self.link("torso")
         inertia = self.sys.link.inertia
         self.link_mass, self.link_inertia = inertia.mass, inertia.i
         if self.backend in ("spring", "positional"):
@@ -64,11 +65,14 @@ class Humanoid(GoalEnv):
         # torso is above 1 m, where the episode ends, no other part can reach the floor.
         return brax_asset("humanoid")
 
-    def sample_start(self, key):
+    def sample_goal(self, key):
         radius_key, angle_key = jax.random.split(key)
         low, high = self.goal_radius
         target = on_circle(jax.random.uniform(radius_key, minval=low, maxval=high), uniform_angle(angle_key))
-        return self.sys.init_q, jnp.zeros(self.sys.qd_size()), jnp.append(target, self.goal_height)
+        return jnp.append(target, self.goal_height)
+
+    def sample_start(self, key, goal):
+        return self.sys.init_q, jnp.zeros(self.sys.qd_size())
 
     def control(self, action):
         """[-1, 1] stretched to the motors' range, -0.4 to 0.4."""
@@ -110,9 +114,9 @@ class Humanoid(GoalEnv):
         share = self.link_mass / jnp.sum(self.link_mass)
         return jnp.concatenate([share[:, None] * velocity, motion.ang], axis=-1).ravel()
 
-    def step_metrics(self, before, pipeline_state, action):
+    def step_metrics(self, before, after, action):
         # Of the body alone (upstream: with a target body of 1 kg).
-        centre = self.centre_of_mass(pipeline_state)
+        centre = self.centre_of_mass(after.pipeline_state)
         velocity = (centre - self.centre_of_mass(before.pipeline_state)) / self.dt
         return {
             "forward_reward": 1.25 * velocity[0],
@@ -126,10 +130,10 @@ class Humanoid(GoalEnv):
             "y_velocity": velocity[1],
         }
 
-    def dense_reward(self, before, dist, metrics, action):
+    def dense_reward(self, before, after, action):
         """Closeness plus five for staying up, minus the control cost."""
-        return metrics["reward_alive"] + metrics["reward_quadctrl"] - dist
+        return after.metrics["reward_alive"] + after.metrics["reward_quadctrl"] - after.metrics["dist"]
 
     def terminated(self, pipeline_state):
-        height = pipeline_state.x.pos[0, 2]
+        height = pipeline_state.x.pos[self._torso, 2]
         return (height < 1.0) | (height > 2.0)

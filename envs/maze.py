@@ -1,6 +1,6 @@
 """Mazes: layouts as tables, and the mixin that puts any body into one.
 
-The physics holds three walls a body, however large the maze. A body that reaches less than half a cell can touch only
+The physics holds three walls per body, however large the maze. A body that reaches less than half a cell can touch only
 its own cell's neighbours on the side where it stands: one in x, one in y, one on the diagonal. Before each control step
 three boxes are put on those of them that are walls, so that the contacts are those of a box on every wall cell.
 """
@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from envs.base import apply_physics, collide, find, unknown
+from envs.physics import apply_physics, collide, find
+from utils import unknown
 
 MARKS = {"R": "start", "G": "goal", "B": "ball"}
 # 1 is a wall, 0 is free, and so is a cell with a mark. Row i, column j is the cell centred at x = i, y = j times the
@@ -82,7 +83,7 @@ LAYOUTS = {
     """,
 }
 
-WALLS_A_BODY = 3
+WALLS_PER_BODY = 3
 # Where a wall that is not needed waits: out of reach of whatever stands on the ground.
 BELOW_GROUND = -100.0
 
@@ -111,19 +112,20 @@ def read_layout(name: str, needed: str = "RG") -> np.ndarray:
 
 
 class Companion(NamedTuple):
-    """What moves in a maze besides the body: its link, and its geoms that walls stop."""
+    """What moves in a maze besides the robot: its body, and its geoms that walls stop."""
 
-    link: int
+    body: str
     geoms: tuple[str, ...]
 
 
 class InMaze:
     """Mixin that puts a body into a maze: `class AntMaze(InMaze, Ant)`.
 
-    The body's free joint comes first in q and its torso is link 0; the goal begins with x, y. Start and goal are drawn
-    among the R and G cells, uniformly and exactly at their centres; all else of the start is the body's own.
+    The body's free joint comes first in q; the goal begins with x, y. Start and goal are drawn among the R and G cells,
+    uniformly and exactly at their centres; all else of the start is the body's own.
 
     Attributes:
+      root: the body that has the free joint.
       cell_size, wall_height: in metres.
       touching: the geoms that walls stop; less than half a cell away from their body's centre at any time.
       companions: all else that moves on its own, such as a ball. Each has walls of its own, which stop nothing else.
@@ -132,6 +134,7 @@ class InMaze:
       ValueError: a layout that does not exist or makes no maze, or a body that no walls would stop.
     """
 
+    root = "torso"
     cell_size = 4.0
     wall_height = 2.0
     touching: tuple[str, ...]
@@ -141,17 +144,22 @@ class InMaze:
         """`full_walls` puts a box on every wall cell instead: the same physics, slower; for tests and pictures."""
         cells = read_layout(layout, "RGB" if self.companions else "RG")
         self.layout = layout
-        self.full_walls = full_walls
+        self._full_walls = full_walls
         self.walls = cells == "1"
         self.starts, self.goals, self.balls = (self.cell_size * np.argwhere(cells == mark) for mark in MARKS)
         super().__init__(**options)
-        self._links = [0, *(companion.link for companion in self.companions)]
+        self._links = [self.link(body) for body in (self.root, *(companion.body for companion in self.companions))]
         bodies = self.sys.link_parents.count(-1)
         if bodies != len(self._links):
             raise ValueError(f"{type(self).__name__} has {bodies} bodies, but walls for {len(self._links)} of them")
-        if not full_walls:
-            names = [f"wall_{i}" for i in range(WALLS_A_BODY * bodies)]
+        if not self.full_walls:
+            names = [f"wall_{i}" for i in range(WALLS_PER_BODY * bodies)]
             self._wall_geoms = np.array([self.sys.mj_model.geom(name).id for name in names])
+
+    @property
+    def full_walls(self) -> bool:
+        """Whether there is a box on every wall cell: on engines that do not mind, always."""
+        return self._full_walls or self.engine.culls
 
     def build_xml(self):
         return self._walled(self.full_walls)
@@ -168,11 +176,11 @@ class InMaze:
         if full_walls:
             boxes = [(x, y, half, 1, 1) for x, y in self.cell_size * np.argwhere(self.walls)]
         else:
-            # Where the walls of two bodies stand in one place, each must feel its own only: one bit of contype a body.
-            boxes = [(0, 0, BELOW_GROUND, 1, 0 if self.companions else 1)] * WALLS_A_BODY
+            # Where the walls of two bodies stand in one place, each must feel only its own: a bit of contype per body.
+            boxes = [(0, 0, BELOW_GROUND, 1, 0 if self.companions else 1)] * WALLS_PER_BODY
             for bit, companion in enumerate(self.companions, start=1):
                 collide(root, companion.geoms, 1 << bit)
-                boxes += [(0, 0, BELOW_GROUND, 1 << bit, 0)] * WALLS_A_BODY
+                boxes += [(0, 0, BELOW_GROUND, 1 << bit, 0)] * WALLS_PER_BODY
         for i, (x, y, z, contype, conaffinity) in enumerate(boxes):
             box = {"type": "box", "contype": f"{contype}", "conaffinity": f"{conaffinity}", "name": f"wall_{i}"}
             box["pos"] = f"{x} {y} {z}"
@@ -180,11 +188,15 @@ class InMaze:
             ElementTree.SubElement(root.find("worldbody"), "geom", box)
         return root
 
-    def sample_start(self, key):
-        body_key, start_key, goal_key = jax.random.split(key, 3)
-        q, qd, goal = super().sample_start(body_key)
-        start = jax.random.choice(start_key, jnp.array(self.starts))
-        return q.at[:2].set(start), qd, goal.at[:2].set(jax.random.choice(goal_key, jnp.array(self.goals)))
+    def sample_goal(self, key):
+        body_key, _, goal_key = jax.random.split(key, 3)
+        goal = super().sample_goal(body_key)
+        return goal.at[:2].set(jax.random.choice(goal_key, jnp.array(self.goals)))
+
+    def sample_start(self, key, goal):
+        body_key, start_key, _ = jax.random.split(key, 3)
+        q, qd = super().sample_start(body_key, goal)
+        return q.at[:2].set(jax.random.choice(start_key, jnp.array(self.starts))), qd
 
     def is_wall(self, cells: jax.Array) -> jax.Array:
         """(...) whether cells (..., 2), rows and columns, are walls; beyond the layout there are none."""
@@ -193,7 +205,7 @@ class InMaze:
         return walls[row, column]
 
     def wall_positions(self, body: jax.Array) -> jax.Array:
-        """(`WALLS_A_BODY`, 3) where the moving walls belong for a body at (2,) x, y."""
+        """(`WALLS_PER_BODY`, 3) where the moving walls belong for a body at (2,) x, y."""
         own = jnp.round(body / self.cell_size).astype(int)
         x_side, y_side = jnp.where(body >= own * self.cell_size, 1, -1)
         cells = own + jnp.array([[x_side, 0], [0, y_side], [x_side, y_side]])

@@ -3,12 +3,13 @@
 import jax
 import jax.numpy as jnp
 
-from envs.base import GoalEnv, Physics, brax_asset, find, remove_body, unknown
+from envs.physics import Physics, PhysicsEnv, brax_asset, find, remove_body
+from utils import unknown
 
 Box = tuple[tuple[float, float], tuple[float, float]]
 
 
-class Pusher(GoalEnv):
+class Pusher(PhysicsEnv):
     """brax's pusher (its goal body removed); the object has to come within 10 cm of the goal.
 
     | state | content | unit |
@@ -49,6 +50,7 @@ class Pusher(GoalEnv):
             raise ValueError(unknown("goals", goals, self.goal_boxes, " of Pusher"))
         super().__init__(backend, use_dense_reward)
         self.goal_box = self.goal_boxes[goals]
+        self._tip, self._object = self.link("r_wrist_flex_link"), self.link("object")
 
     def build_xml(self):
         root = brax_asset("pusher")
@@ -57,16 +59,20 @@ class Pusher(GoalEnv):
         root.find("custom").remove(find(root, "numeric", "vel_damping"))
         return root
 
-    def sample_start(self, key):
-        qd_key, goal_key, object_key = jax.random.split(key, 3)
-        goal = uniform_in(goal_key, self.goal_box)  # as slides of the object
-        q = jnp.zeros(9).at[7:].set(self.sample_object(object_key, goal))
-        qd = jnp.zeros(9).at[:7].set(jax.random.uniform(qd_key, (7,), minval=-0.005, maxval=0.005))
+    def sample_goal(self, key):
+        _, goal_key, _ = jax.random.split(key, 3)
+        slides = uniform_in(goal_key, self.goal_box)
         # The goal lies in the object's plane (upstream: 0.048 m below, where no object can ever be).
-        return q, qd, jnp.array(self.slide_origin) + jnp.append(goal[::-1], 0.0)
+        return jnp.array(self.slide_origin) + jnp.append(slides[::-1], 0.0)
+
+    def sample_start(self, key, goal):
+        qd_key, _, object_key = jax.random.split(key, 3)
+        slides = (goal - jnp.array(self.slide_origin))[1::-1]
+        q = jnp.zeros(9).at[7:].set(self.sample_object(object_key, slides))
+        return q, jnp.zeros(9).at[:7].set(jax.random.uniform(qd_key, (7,), minval=-0.005, maxval=0.005))
 
     def sample_object(self, key: jax.Array, goal: jax.Array) -> jax.Array:
-        """(2,) y and x slide of the object, uniform on its box outside the circle around the goal.
+        """(2,) y and x slide of the object, uniform on its box outside the circle around the goal, given as slides too.
 
         The first of 32 draws that lies outside; should none (less than 1 in 10,000 starts), the corner of the box
         furthest from the goal, which is at least half a diagonal, 0.25 m, away. So the rule holds for every start
@@ -79,29 +85,27 @@ class Pusher(GoalEnv):
         outside = jnp.linalg.norm(candidates - goal, axis=-1) >= self.min_goal_distance
         return candidates[jnp.argmax(outside)]
 
-    def body_position(self, pipeline_state, name: str) -> jax.Array:
-        """(3,) the centre of mass of a body."""
-        link = self.sys.link_names.index(name)
+    def centre(self, pipeline_state, link: int) -> jax.Array:
+        """(3,) the centre of mass of a link."""
         centre = self.sys.link.inertia.transform.take(link)
         return pipeline_state.x.take(link).do(centre).pos
 
     def observe(self, pipeline_state, action):
-        tip = self.body_position(pipeline_state, "r_wrist_flex_link")
-        object_position = self.body_position(pipeline_state, "object")
+        tip, object_position = (self.centre(pipeline_state, link) for link in (self._tip, self._object))
         return jnp.concatenate([pipeline_state.q[:7], tip, object_position, pipeline_state.qd[:7]])
 
-    def step_metrics(self, before, pipeline_state, action):
+    def step_metrics(self, before, after, action):
         # Of the state after the step (upstream: before it).
-        object_position = self.body_position(pipeline_state, "object")
-        tip = self.body_position(pipeline_state, "r_wrist_flex_link")
+        tip, object_position = after.state[7:10], after.state[10:13]
         return {
             "reward_near": -jnp.linalg.norm(object_position - tip),
-            "reward_dist": -jnp.linalg.norm(object_position - before.goal),
+            "reward_dist": -jnp.linalg.norm(object_position - after.goal),
             "reward_ctrl": -jnp.sum(jnp.square(action)),
         }
 
-    def dense_reward(self, before, dist, metrics, action):
+    def dense_reward(self, before, after, action):
         """Brings the object to the goal and the tip to the object, minus the control cost."""
+        metrics = after.metrics
         return metrics["reward_dist"] + 0.1 * metrics["reward_ctrl"] + 0.5 * metrics["reward_near"]
 
 

@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 from brax.base import Transform
 
-from envs.base import GoalEnv, Physics, brax_asset, on_circle, remove_body, set_numeric, uniform_angle
+from envs.physics import Physics, PhysicsEnv, brax_asset, on_circle, remove_body, set_numeric, uniform_angle
 
 
-class Reacher(GoalEnv):
+class Reacher(PhysicsEnv):
     """The arm of brax's reacher (its target body removed); the fingertip has to be within 5 cm of the goal.
 
     | state | content | unit |
@@ -32,32 +32,41 @@ class Reacher(GoalEnv):
         "positional": Physics(0.005, 4, gear=25.0),
     }
 
+    def __init__(self, backend: str | None = None, use_dense_reward: bool = False):
+        super().__init__(backend, use_dense_reward)
+        self._forearm = self.link("body1")
+
     def build_xml(self):
         root = brax_asset("reacher")
         remove_body(root, "target")
-        # One value a body, or a joint; the last belonged to the target.
+        # One value per body, or per joint; the last belonged to the target.
         set_numeric(root, "init_qpos", "0 0")
         set_numeric(root, "constraint_stiffness", "1000 1000")
         set_numeric(root, "constraint_vel_damping", "3 3")
         return root
 
-    def sample_start(self, key):
-        q_key, qd_key, radius_key, angle_key = jax.random.split(key, 4)
+    def sample_goal(self, key):
+        _, _, radius_key, angle_key = jax.random.split(key, 4)
+        target = on_circle(jax.random.uniform(radius_key, maxval=0.2), uniform_angle(angle_key))
+        return jnp.append(target, 0.01)
+
+    def sample_start(self, key, goal):
+        q_key, qd_key, _, _ = jax.random.split(key, 4)
         q = self.sys.init_q + jax.random.uniform(q_key, (2,), minval=-0.1, maxval=0.1)
         qd = jax.random.uniform(qd_key, (2,), minval=-0.005, maxval=0.005)
-        target = on_circle(jax.random.uniform(radius_key, maxval=0.2), uniform_angle(angle_key))
-        return q, qd, jnp.append(target, 0.01)
+        return q, qd
 
     def observe(self, pipeline_state, action):
         tip = Transform.create(pos=jnp.array([0.11, 0.0, 0.0]))
-        position = pipeline_state.x.take(1).do(tip).pos
-        velocity = tip.do(pipeline_state.xd.take(1)).vel
+        position = pipeline_state.x.take(self._forearm).do(tip).pos
+        velocity = tip.do(pipeline_state.xd.take(self._forearm)).vel
         angles = pipeline_state.q[:2]
         return jnp.concatenate([jnp.cos(angles), jnp.sin(angles), position, velocity])
 
-    def step_metrics(self, before, pipeline_state, action):
-        dist = self.goal_distance(self.observe(pipeline_state, action), before.goal)
+    def step_metrics(self, before, after, action):
+        dist = self.goal_distance(after.state, after.goal)
         return {"reward_dist": -dist, "reward_ctrl": -jnp.sum(jnp.square(action))}
 
-    def dense_reward(self, before, dist, metrics, action):
-        return -dist
+    def dense_reward(self, before, after, action):
+        """Closeness."""
+        return -after.metrics["dist"]

@@ -17,8 +17,12 @@ NO_OPENGL = "no OpenGL to draw with: install libegl1, or libosmesa6 and set MUJO
 class Scene:
     """One environment as MuJoCo draws it: the robot orange, what it may move blue, walls grey, the goal green.
 
-    The goal is a ball as large as the region of success; one with fewer than three coordinates begins with x, and its
-    ball rests on the ground. It is the body `commanded_goal`, the model's last mocap body.
+    The goal is a ball as large as the region of success, at the place that the goal's first entries name as far as
+    `goal_place_dim` and its length go; without z the ball rests on the ground, and without a place there is none to be
+    seen. It is the body `commanded_goal`, the model's last mocap body.
+
+    Raises:
+      ValueError: the environment has no model to draw.
     """
 
     def __init__(self, env: GoalEnv, height: int = 480, width: int = 640):
@@ -31,7 +35,8 @@ class Scene:
         """Puts joint positions `q` and the goal where they belong."""
         self.data.qpos[:] = q
         self.data.mocap_pos[-1] = np.append(np.zeros(2), self.env.goal_dist)
-        self.data.mocap_pos[-1, : len(goal)] = goal
+        place = goal[: min(self.env.goal_place_dim, 3)]
+        self.data.mocap_pos[-1, : len(place)] = place
         mujoco.mj_kinematics(self.model, self.data)
 
     def forward(self) -> None:
@@ -95,6 +100,8 @@ def render(env: GoalEnv, q: np.ndarray, goal: np.ndarray) -> np.ndarray:
 
 def scene_xml(env: GoalEnv, height: int, width: int) -> str:
     """The model of an environment for pictures: a goal, a plain background, one light, all walls of a maze."""
+    if env.model_xml is None:
+        raise ValueError(f"{type(env).__name__} cannot be drawn: it has no model_xml")
     full_model = getattr(env, "full_maze_xml", lambda: env.model_xml)
     root = ElementTree.fromstring(full_model())
     world = root.find("worldbody")
@@ -113,8 +120,8 @@ def scene_xml(env: GoalEnv, height: int, width: int) -> str:
     shade = {"directional": "true", "pos": "0 0 10", "dir": "0.3 0.4 -1", "diffuse": "0.5 0.5 0.5"}
     ElementTree.SubElement(world, "light", shade)
     goal = ElementTree.SubElement(world, "body", {"name": "commanded_goal", "mocap": "true"})
-    ball = {"type": "sphere", "size": repr(env.goal_dist), "contype": "0", "conaffinity": "0", "rgba": GOAL}
-    ElementTree.SubElement(goal, "geom", ball)
+    ball = {"type": "sphere", "size": repr(env.goal_dist), "contype": "0", "conaffinity": "0"}
+    ElementTree.SubElement(goal, "geom", ball, rgba=GOAL if env.goal_place_dim else "0 0 0 0")
     visual = ElementTree.SubElement(root, "visual")
     ElementTree.SubElement(visual, "global", {"offheight": str(height), "offwidth": str(width)})
     ElementTree.SubElement(visual, "headlight", {"ambient": "0.55 0.55 0.55", "diffuse": "0.3 0.3 0.3"})
@@ -122,7 +129,9 @@ def scene_xml(env: GoalEnv, height: int, width: int) -> str:
 
 
 def wall_boxes(env: GoalEnv) -> np.ndarray:
-    """(K, 4) x, y and their half-sizes of the boxes that stand still, in metres."""
+    """(K, 4) x, y and their half-sizes of the boxes that stand still, in metres; none without a model."""
+    if env.model_xml is None:
+        return np.zeros((0, 4))
     model = Scene(env).model
     fixed = (model.geom_bodyid == 0) & (model.geom_type == mujoco.mjtGeom.mjGEOM_BOX)
     return np.column_stack([model.geom_pos[fixed, :2], model.geom_size[fixed, :2]])

@@ -1,9 +1,20 @@
 """N environments side by side: vectorised steps, the episode's end, trajectory ids, fresh starts and goals."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
 from envs.base import EnvState, GoalEnv
+
+
+def choose(which: jax.Array, new: Any, old: Any) -> Any:
+    """Leaf by leaf (N, ...) of two trees, `new` where `which` (N,) is true, else `old`."""
+
+    def select(new, old):
+        return jnp.where(which.reshape(which.shape + (1,) * (old.ndim - which.ndim)), new, old)
+
+    return jax.tree.map(select, new, old)
 
 
 class VectorEnv:
@@ -26,9 +37,9 @@ class VectorEnv:
         self.action_repeat = action_repeat
         self.sharding = sharding
 
-    def reset(self, key: jax.Array, num_envs: int) -> EnvState:
-        """N new episodes, each with its own start and goal."""
-        env_state = jax.vmap(self.env.reset)(jax.random.split(key, num_envs))
+    def reset(self, key: jax.Array, num_envs: int, goals: jax.Array | None = None) -> EnvState:
+        """N new episodes, each with its own start and goal; towards `goals` (N, goal_dim) if they are given."""
+        env_state = jax.vmap(self.env.reset)(jax.random.split(key, num_envs), goals)
         return jax.lax.with_sharding_constraint(env_state, self.sharding) if self.sharding else env_state
 
     def step(self, env_state: EnvState, action: jax.Array) -> EnvState:
@@ -66,8 +77,8 @@ class VectorEnv:
     def pool_size(self, num_envs: int, unroll_length: int) -> int:
         """How many reset states to hold ready for `unroll_length` steps of N envs.
 
-        Enough for every time limit in the unroll and one early end a env on top. Should more episodes end, the pool is
-        used again from its beginning: such a start was drawn fresh too, but for another env.
+        Enough for every time limit in the unroll and one early end per env on top. If more episodes end, the pool is
+        reused from the start: such a start was drawn fresh too, but for another env.
         """
         limits = unroll_length * self.action_repeat // self.episode_length + 1
         return max(num_envs * (limits + 1), min(unroll_length, 64))
@@ -80,16 +91,11 @@ class VectorEnv:
         """
         ended = env_state.done > 0
         pool_size = pool.done.shape[0]
-        drawn = used + jnp.cumsum(ended) - 1
+        drawn = used + jnp.cumsum(ended, dtype=jnp.int32) - 1
         slot = (drawn + drawn // pool_size) % pool_size  # each round is shifted by one, away from the same envs
-        return self.begin(env_state, jax.tree.map(lambda leaf: leaf[slot], pool)), used + jnp.sum(ended)
+        fresh = jax.tree.map(lambda leaf: leaf[slot], pool)
+        return self.begin(env_state, fresh), used + jnp.sum(ended, dtype=jnp.int32)
 
     def begin(self, env_state: EnvState, fresh: EnvState) -> EnvState:
         """Replaces the envs whose episode has ended by those of `fresh`, counting the new trajectory."""
-        ended = env_state.done > 0
-
-        def select(new, old):
-            return jnp.where(ended.reshape(ended.shape + (1,) * (old.ndim - 1)), new, old)
-
-        fresh = fresh.replace(traj_id=env_state.traj_id + 1)
-        return jax.tree.map(select, fresh, env_state)
+        return choose(env_state.done > 0, fresh.replace(traj_id=env_state.traj_id + 1), env_state)

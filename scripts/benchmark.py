@@ -27,17 +27,19 @@ import jax.numpy as jnp
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any directory
 
-from src import devices, replay_buffer, train
-from src.command_line import ConfigError, parse
-from src.plan import planned_bytes
-from utils import Config, check_config, derive_schedule, write_text
+from src import devices, loop, plan, replay_buffer, train
+from src.command_line import check_config, parse_config
+from src.output import run_command
+from src.program import Program, make_program
+from src.registries import REGISTRIES
+from utils import REFUSED, Config, ConfigError, derive_schedule, write_text
 
 MATMUL_SIZE = 2048
 LAYER_PRODUCTS = 100
 
 
 @dataclasses.dataclass(frozen=True)
-class BenchmarkConfig(Config):
+class BenchmarkFlags:
     """Times the parts of one training configuration."""
 
     repeats: int = 5
@@ -69,8 +71,7 @@ PANELS = {
 def main(args: list[str]) -> int:
     """Measures and prints; returns the exit status."""
     try:
-        config = parse(BenchmarkConfig, args, prog="benchmark.py")
-        check_config(config)
+        config = parse_config(args, REGISTRIES, "benchmark.py", BenchmarkFlags)
         if min(config.repeats, config.updates) < 1:
             raise ConfigError(f"--repeats {config.repeats} and --updates {config.updates} are at least 1")
         if config.sweep and not config.out:
@@ -78,10 +79,10 @@ def main(args: list[str]) -> int:
         points = sweep_points(config) if config.sweep else [config]
         devices.spread_over_cores(config)
         for point in points:
-            train.make_program(point, derive_schedule(point))
+            make_program(point, derive_schedule(point))
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return REFUSED
     results = []
     for point in points:
         results.append(benchmark(point))
@@ -94,15 +95,15 @@ def main(args: list[str]) -> int:
     return 0
 
 
-def benchmark(config: BenchmarkConfig) -> dict:
+def benchmark(config: Config) -> dict:
     """Measures one configuration."""
-    program = train.make_program(config, derive_schedule(config))
+    program = make_program(config, derive_schedule(config))
     parts, compile_seconds = build(program, config)
     seconds, rounds = measure({name: call for name, (call, _) in parts.items()}, config.repeats, config.seconds)
     return report(program, config, parts, seconds, compile_seconds) | {"rounds": rounds}
 
 
-def build(program: train.Program, config: BenchmarkConfig) -> tuple[dict[str, tuple[Callable, Any]], dict[str, float]]:
+def build(program: Program, config: Config) -> tuple[dict[str, tuple[Callable, Any]], dict[str, float]]:
     """Compiles every part, for all seeds together.
 
     Returns name -> (a call that waits for its result, the compiled program), and name -> seconds of compilation.
@@ -110,15 +111,15 @@ def build(program: train.Program, config: BenchmarkConfig) -> tuple[dict[str, tu
     several_seeds = config.num_seeds > 1
     over_seeds = functools.partial(train.over_seeds, several_seeds=several_seeds)
     shardings, everywhere = train.state_shardings(program, several_seeds), devices.sharding(program.mesh)
-    begin, keys, _ = train.beginning(program, range(config.seed, config.seed + config.num_seeds))
-    train_state, totals = begin(keys)
+    init, keys, _ = loop.make_init(program, range(config.seed, config.seed + config.num_seeds))
+    train_state, totals = init(keys)
     prefill = over_seeds(functools.partial(prefilled, program))
     train_state = jax.jit(prefill, donate_argnums=0, out_shardings=shardings)(train_state)
     live = {"state": train_state, "totals": totals}  # the training step writes its state in place, as in training
-    draw = over_seeds(functools.partial(train.sample_pairs, program))
-    pairs = jax.jit(draw, out_shardings=shardings.key)(train_state.buffer_state, keys)
-    shape = (config.updates, config.batch_size)
-    pairs = jax.tree.map(over_seeds(lambda rows: jnp.resize(rows, shape)), pairs)
+    draw = over_seeds(functools.partial(train.draw, program))
+    index, picks = jax.jit(draw, out_shardings=shardings.key)(train_state, keys)
+    repeated = over_seeds(lambda pick: jnp.resize(pick, (config.updates, *pick.shape[1:])))
+    drawn = index, jax.tree.map(repeated, picks)
     matrix = jax.random.normal(jax.random.key(0), (MATMUL_SIZE, MATMUL_SIZE))
     layer = jnp.ones((config.batch_size, config.h_dim)), jnp.eye(config.h_dim)
     one, updates = jnp.ones((), jnp.int32), jnp.asarray(config.updates, jnp.int32)
@@ -128,10 +129,10 @@ def build(program: train.Program, config: BenchmarkConfig) -> tuple[dict[str, tu
         "matmul": (jnp.matmul, lambda: (matrix, matrix)),
         "layer": (layer_products, lambda: layer),
         "env": (over_seeds(of(random_steps, program)), lambda: (live["state"],)),
-        "sampler": (over_seeds(of(train.sample_pairs, program)), lambda: (live["state"].buffer_state, keys)),
+        "sampler": (over_seeds(of(picks_alone, program)), lambda: (live["state"], keys)),
         "update": (
             over_seeds(of(train.learn, program), seed_axes=(0, 0, None, 0, 0)),
-            lambda: (live["state"], pairs, updates, live["totals"], keys),
+            lambda: (live["state"], drawn, updates, live["totals"], keys),
         ),
         "training step": (
             over_seeds(of(train.train_chunk, program), seed_axes=(0, 0, None, None)),
@@ -156,7 +157,7 @@ def call(compiled: Callable, arguments: Callable[[], tuple], keep: dict | None) 
         keep["state"], keep["totals"] = result
 
 
-def prefilled(program: train.Program, train_state: train.TrainState) -> train.TrainState:
+def prefilled(program: Program, train_state: train.TrainState) -> train.TrainState:
     """The state with a full ring of rows, as late in a run, the first unrolls repeated."""
     train_state = train.collect(program, train_state)
     unroll = program.config.unroll_length
@@ -174,7 +175,7 @@ def layer_products(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return jax.lax.fori_loop(0, LAYER_PRODUCTS, lambda _, x: x @ kernel, x)
 
 
-def random_steps(program: train.Program, train_state: train.TrainState) -> Any:
+def random_steps(program: Program, train_state: train.TrainState) -> Any:
     """An unroll of random actions: the environment alone."""
     config, env = program.config, program.env
 
@@ -185,12 +186,17 @@ def random_steps(program: train.Program, train_state: train.TrainState) -> Any:
     return jax.lax.scan(step, train_state.env_state, jax.random.split(train_state.key, config.unroll_length))[0]
 
 
+def picks_alone(program: Program, train_state: train.TrainState, key: jax.Array) -> Any:
+    """What the sampler hands to the learner, without the index it is drawn by."""
+    return train.draw(program, train_state, key)[1]
+
+
 def measure(calls: dict[str, Callable], repeats: int, budget: float) -> tuple[dict[str, float], int]:
     """Median seconds of each call over rounds in which all take turns, the first left out, and how many counted."""
     rounds: dict[str, list[float]] = {name: [] for name in calls}
-    begun = time.monotonic()
+    beginning = time.monotonic()
     for number in range(repeats + 1):
-        if number > 1 and time.monotonic() - begun > budget:
+        if number > 1 and time.monotonic() - beginning > budget:
             break
         for name, call in calls.items():
             started = time.monotonic()
@@ -200,7 +206,7 @@ def measure(calls: dict[str, Callable], repeats: int, budget: float) -> tuple[di
     return {name: statistics.median(seconds) for name, seconds in counted.items()}, len(next(iter(counted.values())))
 
 
-def report(program: train.Program, config: BenchmarkConfig, parts: dict, seconds: dict, compile_seconds: dict) -> dict:
+def report(program: Program, config: Config, parts: dict, seconds: dict, compile_seconds: dict) -> dict:
     """The figures of one table, and what they depend on."""
     schedule = program.schedule
     matmul_rate = 2 * MATMUL_SIZE**3 / seconds["matmul"]
@@ -212,6 +218,7 @@ def report(program: train.Program, config: BenchmarkConfig, parts: dict, seconds
     ring = functools.partial(train.empty_replay, program)
     seeds = config.num_seeds
     env_steps = seeds * config.num_envs * config.unroll_length * config.action_repeat
+    costs = plan.measure(config, program.env.env)
     pairs = seeds * schedule.updates_per_training_step * config.batch_size
     replay = seeds * sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(jax.eval_shape(ring)))
     replay /= devices.count(config)  # memory is that of one device
@@ -232,7 +239,7 @@ def report(program: train.Program, config: BenchmarkConfig, parts: dict, seconds
         "training env steps/s": env_steps / seconds["training step"],
         "replay MiB": replay / 2**20,
         "peak MiB": peak / 2**20,
-        "planned MiB": planned_bytes(config, program.env.env.sizes, devices.count(config)) / 2**20,
+        "planned MiB": plan.planned_bytes(config, costs, devices.count(config)) / 2**20,
         "training step temporaries, share of the replay": memory.temp_size_in_bytes / replay,
         "compile s": compile_seconds["training step"],
     }
@@ -250,7 +257,7 @@ def table(result: dict) -> str:
 # Sweeps.
 
 
-def sweep_points(config: BenchmarkConfig) -> list[BenchmarkConfig]:
+def sweep_points(config: Config) -> list[Config]:
     """The configurations of a sweep, each once.
 
     Raises:
@@ -259,7 +266,7 @@ def sweep_points(config: BenchmarkConfig) -> list[BenchmarkConfig]:
     points = [dataclasses.replace(config, **{flag: value}) for flag, values in SWEEP.items() for value in values]
     points = list(dict.fromkeys([config, *points]))
     for point in points:
-        check_config(point)
+        check_config(point, REGISTRIES)
     return points
 
 
@@ -318,4 +325,4 @@ def plot(results: list[dict], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_command(main))

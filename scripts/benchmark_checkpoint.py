@@ -17,15 +17,18 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any directory
 
-import training
-from src import train
 from src.checkpoint import CheckpointWriter, host_arrays
-from src.command_line import ConfigError, parse
-from utils import Config, check_config, derive_schedule, write_text
+from src.command_line import parse_config
+from src.loop import run
+from src.output import run_command
+from src.process import enable_compilation_cache
+from src.program import Program, make_program
+from src.registries import REGISTRIES
+from utils import REFUSED, ConfigError, derive_schedule, write_text
 
 
 @dataclasses.dataclass(frozen=True)
-class CheckpointConfig(Config):
+class CheckpointFlags:
     """Times what a checkpoint adds to one training configuration."""
 
     pairs: int = 5
@@ -37,16 +40,15 @@ class CheckpointConfig(Config):
 def main(args: list[str]) -> int:
     """Measures and prints; returns the exit status."""
     try:
-        config = parse(CheckpointConfig, args, prog="benchmark_checkpoint.py")
-        check_config(config)
-        program = train.make_program(config, derive_schedule(config))
+        config = parse_config(args, REGISTRIES, "benchmark_checkpoint.py", CheckpointFlags)
+        program = make_program(config, derive_schedule(config))
         needed, planned = 2 * config.pairs + 3, program.schedule.training_steps
         if not config.pairs >= 1 or planned < needed:
             raise ConfigError(f"--pairs {config.pairs} needs {needed} training steps, there are {planned}")
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
-    training.enable_compilation_cache()
+        return REFUSED
+    enable_compilation_cache()
     result = measure(program, config.pairs)
     print("\n".join(f"{name}: {value:,.4g}" for name, value in result.items()))
     if config.out:
@@ -55,13 +57,13 @@ def main(args: list[str]) -> int:
     return 0
 
 
-def measure(program: train.Program, pairs: int) -> dict[str, float]:
+def measure(program: Program, pairs: int) -> dict[str, float]:
     """Figures of one run, its prefill and the first pair of training steps left out."""
     writer = CheckpointWriter(lambda line: print(line, end="", flush=True))
     seconds: dict[bool, list[float]] = {True: [], False: []}
     copies, size = [], 0
     with tempfile.TemporaryDirectory() as folder:
-        moments = train.run(program, [program.config.seed], lambda line: print(line, end=""), seconds_per_chunk=1e-9)
+        moments = run(program, [program.config.seed], lambda line: print(line, end=""), seconds_per_chunk=1e-9)
         prefill_steps = program.schedule.prefill_steps
         next(moment for moment in moments if moment.run_state.position.training_steps > prefill_steps)
         for number in range(2 * pairs + 2):
@@ -72,7 +74,7 @@ def measure(program: train.Program, pairs: int) -> dict[str, float]:
             if with_checkpoint:
                 writer.wait()
             seconds[with_checkpoint].append(time.monotonic() - started)
-            if not with_checkpoint:  # the next step pays for what is begun here
+            if not with_checkpoint:  # the next step pays for what starts here
                 started = time.monotonic()
                 arrays = host_arrays({"train_state": moment.run_state.train_state, "totals": moment.run_state.totals})
                 copies.append(time.monotonic() - started)
@@ -92,4 +94,4 @@ def measure(program: train.Program, pairs: int) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_command(main))

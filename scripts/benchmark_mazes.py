@@ -23,7 +23,7 @@ from envs.ant_maze import AntMaze
 from envs.base import GoalEnv
 from envs.maze import LAYOUTS
 from envs.wrappers import VectorEnv
-from training import enable_compilation_cache
+from src.process import enable_compilation_cache
 
 
 def build(env: GoalEnv, num_envs: int, steps: int, clock: Callable[[], float]) -> Callable[[], float]:

@@ -21,7 +21,9 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any directory
 
-from src.command_line import ConfigError, parse
+from src.command_line import parse
+from src.output import run_command
+from utils import FAILED, REFUSED, ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
 CLOCK_METRICS = {"eval/sps", "eval/walltime", "training/sps", "training/walltime"}
@@ -67,7 +69,7 @@ def main(args: list[str]) -> int:
         config = parse(CrashConfig, args, prog="crash_test.py")
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return REFUSED
     with tempfile.TemporaryDirectory() as folder:
         reference, seconds = train_alone(config, Path(folder) / "reference")
         crashed, kills = train_with_kills(config, Path(folder) / "crashed", seconds)
@@ -77,11 +79,11 @@ def main(args: list[str]) -> int:
     print("; ".join(differences) or "metrics and parameters are the same bit for bit")
     if len(kills) < config.kills:
         print(f"error: the run ended before it was killed {config.kills} times; train longer", file=sys.stderr)
-        return 1
+        return FAILED
     if not any(kill.checkpoint for kill in kills):
         print("error: no kill came after a checkpoint, so nothing was resumed; train longer", file=sys.stderr)
-        return 1
-    return 1 if differences else 0
+        return FAILED
+    return FAILED if differences else 0
 
 
 def command(config: CrashConfig, folder: Path) -> list[str]:
@@ -129,7 +131,7 @@ def start_and_kill(words: list[str], folder: Path, aim: str, delay: float, check
       RuntimeError: it ended by itself, with an error.
     """
     started, leftovers = time.monotonic(), unfinished(folder)
-    begun_checkpoints: set[tuple[Path, int]] = set()
+    started_checkpoints: set[tuple[Path, int]] = set()
     with tempfile.TemporaryFile("w+") as output:
         process = subprocess.Popen(words, stdout=output, stderr=subprocess.STDOUT)
 
@@ -138,16 +140,16 @@ def start_and_kill(words: list[str], folder: Path, aim: str, delay: float, check
             return output.read()
 
         def writes() -> bool:
-            begun_checkpoints.update(unfinished(folder) - leftovers)
-            return len(begun_checkpoints) >= checkpoint
+            started_checkpoints.update(unfinished(folder) - leftovers)
+            return len(started_checkpoints) >= checkpoint
 
-        begun: dict[str, Callable[[], bool]] = {
+        reached: dict[str, Callable[[], bool]] = {
             "start": lambda: True,
             "training": lambda: COMPILED in said(),
             "checkpoint": writes,
             "nothing": lambda: False,
         }
-        while process.poll() is None and not begun[aim]():
+        while process.poll() is None and not reached[aim]():
             time.sleep(0.002)
         try:
             process.wait(delay)
@@ -170,7 +172,7 @@ def unfinished(folder: Path) -> set[tuple[Path, int]]:
 
 
 def run_folder(folder: Path) -> Path:
-    """The only finished run under `folder`; one that was killed before its first checkpoint was begun anew."""
+    """The only finished run under `folder`; one that was killed before its first checkpoint was started again."""
     return next(path.parent for path in folder.glob("*/*/*/params.npz") if list(path.parent.glob("checkpoints/*")))
 
 
@@ -209,4 +211,4 @@ def write_table(path: Path, kills: list[Kill], differences: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_command(main))

@@ -19,14 +19,15 @@ from scipy import stats
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any directory
 
-import training  # noqa: E402
 from scripts.plot import markdown_table, write_csv  # noqa: E402
 from scripts.trained import TrainedConfig, load_or_refuse  # noqa: E402
-from src.command_line import ConfigError  # noqa: E402
+from src.algorithm import Policy, policy_of  # noqa: E402
 from src.evaluator import Episodes, run_episodes  # noqa: E402
 from src.insight import draw_all, name_of_eval_env  # noqa: E402
+from src.output import run_command  # noqa: E402
+from src.program import Program, key_beside  # noqa: E402
 from src.statistics import stratified_bootstrap  # noqa: E402
-from src.train import Program  # noqa: E402
+from utils import FAILED, REFUSED, ConfigError  # noqa: E402
 
 MOST_BINS = 5
 MOST_EPISODES = 100_000  # they run side by side, each with the memory of an environment
@@ -50,11 +51,12 @@ def roll_out(
 ) -> Episodes:
     """Whole episodes of a policy whose `deterministic` is data, so that one program serves both."""
 
-    def policy(obs: jax.Array, key: jax.Array) -> jax.Array:
-        actions = [program.algorithm.act(agent_state, obs, key, deterministic=which) for which in (True, False)]
-        return jnp.where(deterministic, *actions)
+    both = [policy_of(program.algorithm, agent_state, which) for which in (True, False)]
 
-    return run_episodes(program.eval_env, policy, num_episodes, key)[0]
+    def act(memory: Any, obs: jax.Array, key: jax.Array) -> tuple[jax.Array, Any]:
+        return jax.tree.map(functools.partial(jnp.where, deterministic), *[each.act(memory, obs, key) for each in both])
+
+    return run_episodes(program.eval_env, Policy(both[0].init_memory, act), num_episodes, key)[0]
 
 
 def distance_bins(distances: np.ndarray, goal_dist: float) -> list[tuple[float, float]]:
@@ -111,12 +113,12 @@ def main(args: list[str]) -> int:
     """Runs the command line; returns the exit status: 0 done, 1 a file could not be written, 2 refused."""
     loaded = load_or_refuse(EvaluateConfig, args, "evaluate.py", check)
     if loaded is None:
-        return training.REFUSED
+        return REFUSED
     config, program, agent_state = loaded
     env, run_dir = program.eval_env.env, Path(config.run_dir)
     rows = []
     for actions in ("deterministic", "stochastic"):
-        key = jax.random.key(config.seed)
+        key = key_beside(config.seed, "evaluate")
         which = jnp.asarray(actions == "deterministic")
         episodes = jax.device_get(roll_out(program, config.episodes, agent_state, key, which))
         distances = np.asarray(env.goal_distance(episodes.start, episodes.goal))
@@ -137,11 +139,11 @@ def main(args: list[str]) -> int:
         write_csv(path, rows)
     except OSError as error:
         print(f"error: {error}", file=sys.stderr)
-        return training.FAILED
+        return FAILED
     pictures, complete = draw_all(run_dir, program, agent_state, shown, suffix)
     print("written: " + ", ".join(map(str, [path, *pictures])))
-    return 0 if complete else training.FAILED
+    return 0 if complete else FAILED
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_command(main))

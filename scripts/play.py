@@ -6,6 +6,7 @@ Enter draws a new goal, Backspace a new episode, Space pauses. In the browser, C
 
 import dataclasses
 import os
+import socket
 import sys
 import time
 from pathlib import Path
@@ -14,11 +15,11 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any directory
 
-import training  # noqa: E402
 from envs.render import Scene  # noqa: E402
 from scripts.trained import TrainedConfig, load_or_refuse  # noqa: E402
-from src.command_line import ConfigError  # noqa: E402
+from src.output import run_command  # noqa: E402
 from src.player import Player  # noqa: E402
+from utils import FAILED, REFUSED, ConfigError  # noqa: E402
 
 HELP = "Enter: new goal   Backspace: new episode   Space: pause"
 SPACE, ENTER, BACKSPACE = 32, 257, 259  # key codes of GLFW
@@ -29,7 +30,10 @@ class PlayConfig(TrainedConfig):
     """Shows a trained policy live in MuJoCo's viewer, with goals that you choose."""
 
     web: bool = False
-    """Serve MuJoCo's web viewer; needs no screen, no OpenGL and no internet. Whoever reaches the port can use it."""
+    """Serve MuJoCo's web viewer; needs no screen, no OpenGL and no internet."""
+    host: str = "127.0.0.1"
+    """Address that the web viewer listens at: by itself this machine only. `::` is every interface; the viewer has no
+    password, so whoever reaches the port can use it."""
     port: int = 0
     """Port of the web viewer; 0 is the first free one from 8080."""
     seed: int = 0
@@ -88,12 +92,13 @@ class Stage:
     def new_goal(self, place: tuple[float, float] | np.ndarray | None = None) -> None:
         """Commands another goal, at (2,) x, y if they are given."""
         goal = self.player.goal.copy()
-        goal[:2] = goal[:2] if place is None else place[: len(goal)]
+        axes = min(2, len(goal), self.player.env.goal_place_dim)
+        goal[:axes] = goal[:axes] if place is None else place[:axes]
         self.player.new_goal(None if place is None else goal)
         self._show()
 
     def new_episode(self) -> None:
-        """Begins anew."""
+        """Begins another episode."""
         self.player.new_episode()
         self._show()
 
@@ -130,15 +135,16 @@ def press(stage: Stage, key: int) -> None:
         stage.paused = not stage.paused
 
 
-def play_on_web(stage: Stage, port: int) -> None:
+def play_on_web(stage: Stage, host: str, port: int) -> None:
     """MuJoCo's web viewer, until Ctrl-C."""
     from mujoco.studio import launch_web
     from mujoco.studio.viewer_protocol import ViewerConfig
 
-    from src.web_player import plugins
+    from src.web_player import listening_at, plugins
 
     config = ViewerConfig(title="CRL", gfx="web", http_port=port)
-    launch_web.run(config, model=stage.model, data=stage.data, plugins=plugins(stage))
+    with listening_at(host):
+        launch_web.run(config, model=stage.model, data=stage.data, plugins=plugins(stage))
 
 
 def check(config: PlayConfig) -> None:
@@ -147,24 +153,28 @@ def check(config: PlayConfig) -> None:
         raise ConfigError("there is no screen here (DISPLAY is not set): add --web to watch in a browser")
     if not 0 <= config.port < 2**16:
         raise ConfigError(f"--port {config.port} is out of range: 0 to {2**16 - 1}")
+    try:
+        socket.getaddrinfo(config.host, config.port)
+    except OSError as error:
+        raise ConfigError(f"--host {config.host}: {error.strerror}; 127.0.0.1 is this machine, :: every one") from None
 
 
 def main(args: list[str]) -> int:
     """Runs the command line; returns the exit status: 0 done, 1 no viewer, 2 refused."""
     loaded = load_or_refuse(PlayConfig, args, "play.py", check)
     if loaded is None:
-        return training.REFUSED
+        return REFUSED
     config, program, agent_state = loaded
     print("compiling ...", flush=True)
     stage = Stage(Player(program, agent_state, config.seed))
     print(HELP, flush=True)
     try:
-        play_on_web(stage, config.port) if config.web else play_on_screen(stage)
+        play_on_web(stage, config.host, config.port) if config.web else play_on_screen(stage)
     except RuntimeError as error:  # the port is taken, mjpython is missing
         print(f"error: {error}", file=sys.stderr)
-        return training.FAILED
+        return FAILED
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_command(main))

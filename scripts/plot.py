@@ -33,7 +33,8 @@ from matplotlib.lines import Line2D
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any directory
 
-from src.command_line import ConfigError, parse
+from src.command_line import parse
+from src.output import run_command
 from src.statistics import (
     interquartile_mean,
     moving_average,
@@ -41,18 +42,11 @@ from src.statistics import (
     probability_of_improvement,
     stratified_bootstrap,
 )
+from utils import ConfigError, bookkeeping
 
 DEFAULT_METRIC = "eval/episode_success_any"
 WALLTIME_PARTS = ("training/walltime", "eval/walltime")
 UNKNOWN_ENV = "unknown environment"
-
-# How a run is named, measured or kept, not what it is: no setting of its own. Environments get panels instead.
-BOOKKEEPING = frozenset(
-    ("exp_name", "group_name", "project_name", "output_dir", "seed", "env_name", "eval_env", "num_evals")
-    + ("num_eval_envs", "log_wandb", "wandb_mode", "log_tensorboard", "compilation_cache", "dry_run")
-    + ("resume", "checkpoint_every", "checkpoint_replay", "keep_policies", "render", "video_every")
-    + ("seed_batch", "num_devices", "coordinator_address", "num_processes", "process_id")
-)
 
 # Names and units on the axes; other metrics go by their own name.
 METRIC_LABELS = {
@@ -372,7 +366,7 @@ def differing_flags(runs: Sequence[Run]) -> list[str]:
     """Flags in which runs of one environment differ; what differs only between environments is part of the task."""
     values: dict[str, dict[str, set[str]]] = {}
     for run in runs:
-        for flag in run.flags.keys() - BOOKKEEPING:
+        for flag in run.flags.keys() - bookkeeping():
             values.setdefault(flag, {}).setdefault(run.env, set()).add(json.dumps(run.flags[flag]))
     order = {flag: None for run in runs for flag in run.flags}
     return [flag for flag in order if any(len(seen) > 1 for seen in values.get(flag, {}).values())]
@@ -704,4 +698,4 @@ def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_command(main))

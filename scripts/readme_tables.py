@@ -1,4 +1,4 @@
-"""Rewrites the tables of README.md that stand in the code: flags (from `Config`) and environments (from `ENVS`).
+"""Rewrites the tables of README.md and docs/ that stand in the code: flags, environments, and what to read first.
 
     python scripts/readme_tables.py [--check]
 
@@ -16,49 +16,109 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # so that it runs from any directory
 
-import utils  # noqa: E402
 from envs.check import table as environment_table  # noqa: E402
+from src.registries import REGISTRIES  # noqa: E402
+from utils import Choice, Config, fact  # noqa: E402
 
 
 def flag_table() -> str:
-    """One row per flag: its default, its documentation, and the names it accepts."""
+    """One row per flag: its default, what it means, and the names it accepts; first those that every run has."""
+    algorithms = {name: method.config for name, method in REGISTRIES["algorithm"].items()}
+    flags = dict.fromkeys(field.name for each in (Config, *algorithms.values()) for field in dataclasses.fields(each))
     rows = ["| flag | default | meaning |", "|---|---|---|"]
-    documentation = field_documentation()
-    for field in dataclasses.fields(utils.Config):
-        default = f"`{field.default}`" if field.default is not None else "none"
-        names = next((arg.metavar for arg in getattr(field.type, "__metadata__", ())), "")
-        names = f" `{names.strip('{}').replace(',', '`, `')}`." if names else ""
-        rows.append(f"| `--{field.name}` | {default} | {documentation[field.name]}{names} |")
+    return "\n".join(rows + [flag_row(flag, algorithms) for flag in flags])
+
+
+def flag_row(flag: str, algorithms: dict[str, type[Config]]) -> str:
+    """A flag as every run has it, or as the first of the algorithms that have it, and where it has another default."""
+    having = {name: each for name, each in algorithms.items() if flag in each.__dataclass_fields__}
+    shared = flag in Config.__dataclass_fields__
+    config_class = Config if shared else next(iter(having.values()))
+    field = config_class.__dataclass_fields__[flag]
+    defaults = {name: each.__dataclass_fields__[flag].default for name, each in having.items()}
+    others = [f"{name} `{value}`" for name, value in defaults.items() if value != field.default and flag != "algorithm"]
+    default = ", ".join(["none" if field.default is None else f"`{field.default}`", *others])
+    choice = fact(field, Choice)
+    names = ""
+    if choice and choice.kind == "env":
+        names = " The names are in [environments](environments.md)."
+    elif choice:
+        names = f" `{'`, `'.join(REGISTRIES[choice.kind])}`."
+    owners = "" if shared else f"{', '.join(having)}: "
+    return f"| `--{flag}` | {default} | {owners}{field_documentation(config_class)[flag]}{names} |"
+
+
+def field_documentation(config_class: type) -> dict[str, str]:
+    """Field of a dataclass -> the docstring below it, on one line."""
+    documentation = {}
+    for each in reversed([each for each in config_class.__mro__ if dataclasses.is_dataclass(each)]):
+        body = ast.parse(inspect.getsource(each)).body[0].body
+        documentation |= {
+            field.target.id: " ".join(text.value.value.split())
+            for field, text in zip(body, body[1:], strict=False)
+            if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr)
+        }
+    return documentation
+
+
+# What a newcomer reads after the README, in this order: a file, a class of it if not all, and what it tells.
+READING_PATH = (
+    ("utils.py", "Config", "what can vary"),
+    ("src/train.py", None, "what happens: collect, insert, index, draw, gather, update"),
+    ("src/algorithms/crl.py", None, "the idea: actor, critic, their update"),
+    ("src/losses.py", None, "energies and losses, pure functions of arrays"),
+    ("envs/base.py", None, "what an environment is"),
+    ("envs/ant.py", None, "a task"),
+)
+
+
+def reading_table() -> str:
+    """One row per file to read, with its length."""
+    rows = ["| file | lines | what it tells |", "|---|---:|---|"]
+    for name, part, tells in READING_PATH:
+        shown = f"`{part}` in `{name}`" if part else f"`{name}`"
+        rows.append(f"| {shown} | {line_count(ROOT / name, part)} | {tells} |")
     return "\n".join(rows)
 
 
-def field_documentation() -> dict[str, str]:
-    """Field of `Config` -> the docstring below it, on one line."""
-    body = ast.parse(inspect.getsource(utils.Config)).body[0].body
-    return {
-        field.target.id: " ".join(text.value.value.split())
-        for field, text in zip(body, body[1:], strict=False)
-        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr)
-    }
+def line_count(path: Path, part: str | None) -> int:
+    """Lines of a file, or of one class in it."""
+    text = path.read_text()
+    if part is None:
+        return text.count("\n")
+    node = next(node for node in ast.parse(text).body if getattr(node, "name", None) == part)
+    return node.end_lineno - node.lineno + 1
 
 
-TABLES: dict[str, Callable[[], str]] = {"flags": flag_table, "environments": environment_table}
+# Table -> its file and what makes it.
+TABLES: dict[str, tuple[str, Callable[[], str]]] = {
+    "flags": ("docs/flags.md", flag_table),
+    "environments": ("docs/environments.md", environment_table),
+    "reading": ("README.md", reading_table),
+}
 
 
-def with_tables(readme: str) -> str:
-    """The README's text with every table made anew."""
-    for name, table in TABLES.items():
-        before, start, rest = readme.partition(f"<!-- {name} -->\n")
-        _, end, after = rest.partition(f"<!-- end of {name} -->")
-        if not end:
-            raise SystemExit(f"README.md has no place for the table {name!r}")
-        readme = f"{before}{start}{table()}\n{end}{after}"
-    return readme
+def with_table(text: str, name: str, table: str) -> str:
+    """A file's text with one table made again."""
+    before, start, rest = text.partition(f"<!-- {name} -->\n")
+    _, end, after = rest.partition(f"<!-- end of {name} -->")
+    if not end:
+        raise SystemExit(f"{TABLES[name][0]} has no place for the table {name!r}")
+    return f"{before}{start}{table}\n{end}{after}"
+
+
+def main(args: list[str]) -> int:
+    """Rewrites, or with --check tells by the exit status whether that is needed."""
+    for name, (file, table) in TABLES.items():
+        path = ROOT / file
+        text = path.read_text()
+        rewritten = with_table(text, name, table())
+        if rewritten != text and "--check" in args:
+            print(f"{file} is behind the code: the table {name!r}", file=sys.stderr)
+            return 1
+        path.write_text(rewritten)
+    return 0
 
 
 if __name__ == "__main__":
-    path = ROOT / "README.md"
-    readme = path.read_text()
-    if "--check" in sys.argv:
-        sys.exit("README.md is behind the code" if with_tables(readme) != readme else 0)
-    path.write_text(with_tables(readme))
+    sys.exit(main(sys.argv[1:]))

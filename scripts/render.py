@@ -13,10 +13,10 @@ import tyro
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any directory
 
-import training  # noqa: E402
 from scripts.trained import TrainedConfig, load_or_refuse  # noqa: E402
-from src.command_line import ConfigError  # noqa: E402
+from src.output import run_command  # noqa: E402
 from src.video import SECONDS, SHOWN, film, record, write_film  # noqa: E402
+from utils import FAILED, REFUSED, ConfigError  # noqa: E402
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,17 +41,17 @@ def main(args: list[str]) -> int:
     """Runs the command line; returns the exit status: 0 done, 1 nothing to draw with, 2 refused."""
     loaded = load_or_refuse(RenderConfig, args, "render.py", check)
     if loaded is None:
-        return training.REFUSED
+        return REFUSED
     config, program, agent_state = loaded
     stem = Path(config.out or Path(config.run_dir) / "videos" / config.params)
     try:
         paths = write_film(stem, film(program, record(program, agent_state), config.show or SHOWN, config.seconds))
     except (RuntimeError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return training.FAILED
+        return FAILED
     print("\n".join(f"{path}  {path.stat().st_size / 2**20:.2f} MiB" for path in paths))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_command(main))

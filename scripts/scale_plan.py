@@ -16,21 +16,24 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any directory
 
 from envs import make_env
-from src.plan import memory_plan, parameter_count
-from utils import Config, derive_schedule
+from src.algorithms import ALGORITHMS
+from src.output import run_command
+from src.plan import measure, memory_plan
+from utils import REFUSED, config_of, derive_schedule
 
 
 def plan(measured: dict, num_envs: int, num_devices: int, bytes_per_second: float) -> dict[str, float]:
     """GiB on each device, and seconds of each part of a million env steps."""
-    flags = {name: value for name, value in measured["flags"].items() if name in Config.__dataclass_fields__}
-    config = Config(**flags | {"num_envs": num_envs, "num_seeds": 1})
+    flags = measured["flags"] | {"num_envs": num_envs, "num_seeds": 1}
+    config = config_of(flags, ALGORITHMS, "the measured configuration")
     schedule = derive_schedule(config)
-    sizes = make_env(config.env_name, config.backend).sizes
-    memory = sum(memory_plan(config, schedule, sizes, (1, num_devices)).values())
+    costs = measure(config, make_env(config.env_name, config.backend))
+    memory = sum(memory_plan(config, schedule, costs, (1, num_devices)).values())
     updates = 1e6 * schedule.updates_per_training_step / schedule.env_steps_per_training_step
     # Gradients are summed; the rows of the batch come from whoever holds them; every device sees all representations.
+    sizes = costs.sizes
     rows = config.batch_size * (2 * sizes.state + sizes.action + 2 * config.repr_dim)
-    exchanged = 2 * 4 * (parameter_count(config, sizes) + rows) * (num_devices > 1)
+    exchanged = 2 * 4 * (costs.parameters + rows) * (num_devices > 1)
     return {
         "GiB": memory / 2**30,
         "environments": 1e6 / measured["env steps/s, env alone"] / num_devices,
@@ -67,15 +70,16 @@ def main(args: list[str]) -> int:
         measured = json.loads(options.measured.read_text())
         measured = measured[0] if isinstance(measured, list) else measured  # of a sweep, the base
         measured = {name: measured[name] for name in ("flags", "env steps/s, env alone", "update ms")}
+        config_of(measured["flags"], ALGORITHMS, "flags")
     except (OSError, ValueError, LookupError, TypeError) as error:
         print(f"error: {options.measured} is no file of scripts/benchmark.py: {error}", file=sys.stderr)
-        return 2
+        return REFUSED
     if min(*options.envs, *options.devices) < 1 or options.gigabytes_per_second <= 0:
         print("error: --envs, --devices and --gigabytes_per_second are above 0", file=sys.stderr)
-        return 2
+        return REFUSED
     print(table(measured, options.envs, options.devices, 1e9 * options.gigabytes_per_second))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_command(main))

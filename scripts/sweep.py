@@ -37,23 +37,14 @@ from scripts.sweep_command import ROOT, ask_training, check_flags  # noqa: E402
 from scripts.sweep_file import check_name, one_line, read_sweep  # noqa: E402
 from scripts.sweep_space import LARGEST_GRID, grid_size, settings_of  # noqa: E402
 from scripts.sweep_study import STORAGE_ERRORS, open_study, opened_storage, origin, retry, sqlite_url  # noqa: E402
-from scripts.sweep_worker import (  # noqa: E402
-    FAILED,
-    INTERRUPTED,
-    REFUSED,
-    SIGNALS,
-    Sweep,
-    end,
-    flags_text,
-    is_dry,
-    make_folder,
-    say,
-)
-from src.command_line import ConfigError, parse  # noqa: E402
+from scripts.sweep_worker import SIGNALS, Sweep, flags_text, is_dry, make_folder  # noqa: E402
+from src.command_line import parse  # noqa: E402
+from src.output import run_command  # noqa: E402
+from utils import FAILED, INTERRUPTED, REFUSED, ConfigError  # noqa: E402
 
 # Flags of a run that its sweep sets: flag -> what they are.
 SET_HERE = {"output_dir": "sweep.py's own", "group_name": "the sweep's name", "exp_name": "the run's number"}
-SET_HERE |= {"resume": "always on", "run_dir_file": "sweep.py's own", "project_name": "the file's project"}
+SET_HERE |= {"resume": "always on", "run_dir_file": "sweep.py's own"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,8 +147,7 @@ def set_here(sweep: dict[str, Any]) -> list[str]:
       ConfigError: one of them is searched.
     """
     words = {word.partition("=")[0] for word in sweep.get("command", ())}
-    flags = [*SET_HERE, *(["project_name"] if "project" in sweep else [])]
-    found = [flag for flag in flags if flag in sweep["parameters"] or f"--{flag}" in words]
+    found = [flag for flag in SET_HERE if flag in sweep["parameters"] or f"--{flag}" in words]
     for flag in found:
         if sweep["parameters"].get(flag, {}).get("distribution", "constant") != "constant":
             raise ConfigError(f"{flag} cannot be searched, sweep.py sets it: it is {SET_HERE[flag]}")
@@ -171,7 +161,7 @@ def main(args: list[str]) -> int:
     try:
         return start(parse_config(own), more)
     except ConfigError as error:
-        say(f"error: {one_line(str(error))}", sys.stderr)
+        print(f"error: {one_line(str(error))}", file=sys.stderr, flush=True)
         return REFUSED
 
 
@@ -193,7 +183,8 @@ def start(config: SweepConfig, more: list[str]) -> int:
     if config.slurm:
         return write_slurm_script(folder / f"{name}.sbatch", slurm_script(config, name, url, runs, more))
     if ignored:
-        say("set by sweep.py, not by the file: " + ", ".join(f"{flag} ({SET_HERE[flag]})" for flag in ignored))
+        said = ", ".join(f"{flag} ({SET_HERE[flag]})" for flag in ignored)
+        print(f"set by sweep.py, not by the file: {said}", flush=True)
     with contextlib.ExitStack() as at_the_end:
         if is_dry(more):
             study = open_study(name, optuna.storages.InMemoryStorage(), sweep, runs)
@@ -208,7 +199,7 @@ def write_slurm_script(path: Path, text: str) -> int:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"--output_dir: cannot write {path}: {error.strerror}") from None
-    say(shlex.join(["sbatch", str(path)]))
+    print(shlex.join(["sbatch", str(path)]), flush=True)
     return 0
 
 
@@ -240,29 +231,33 @@ def run(sweep: Sweep, own_devices: list[str | None]) -> int:
         if sweep.untold:
             time.sleep(seconds)
     if sweep.untold:
-        say(f"error: the database was not told how {len(sweep.untold)} runs ended; the same command does", sys.stderr)
+        print(
+            f"error: {len(sweep.untold)} scores are not in the database; repeat the command",
+            file=sys.stderr,
+            flush=True,
+        )
     if sweep.leaving.is_set():
-        say("left early; the same command continues")
+        print("left early; the same command continues", flush=True)
         return INTERRUPTED
     failed = sweep.failed or sweep.untold
     if sweep.here is None and not sweep.dry:
         try:
             failed = failed or not report(sweep)
         except STORAGE_ERRORS as error:
-            say(one_line(f"warning: the study cannot be read: {error}"), sys.stderr)
+            print(one_line(f"warning: the study cannot be read: {error}"), file=sys.stderr, flush=True)
     return FAILED if failed else 0
 
 
 def report(sweep: Sweep) -> bool:
     """Says how many runs have a score, and which is the best; whether none of them lacks one."""
     trials = sweep.study.get_trials(states=(TrialState.COMPLETE,))
-    say(f"{len(trials)} of {sweep.runs} runs have a score; the study is {sweep.study.study_name}")
+    print(f"{len(trials)} of {sweep.runs} runs have a score; the study is {sweep.study.study_name}", flush=True)
     if trials:
         best = sweep.study.best_trial
-        say(f"best: run {origin(best)}, {sweep.sweep['metric']['name']} {best.value:g}")
-        say("  " + flags_text(settings_of(best.params, sweep.sweep["parameters"])))
+        print(f"best: run {origin(best)}, {sweep.sweep['metric']['name']} {best.value:g}", flush=True)
+        print("  " + flags_text(settings_of(best.params, sweep.sweep["parameters"])), flush=True)
     return len(trials) >= sweep.runs or sweep.target_met()
 
 
 if __name__ == "__main__":
-    end(main(sys.argv[1:]))
+    sys.exit(run_command(main))

@@ -5,7 +5,6 @@ https://docs.wandb.ai/guides/sweeps/sweep-config-keys#command
 
 import contextlib
 import dataclasses
-import difflib
 import itertools
 import json
 import os
@@ -14,14 +13,14 @@ import re
 import reprlib
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any directory
 
 from scripts.sweep_space import Spec, samples  # noqa: E402
-from src.command_line import ConfigError  # noqa: E402
+from utils import ConfigError, unknown  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[1]
 TRAINING = ROOT / "training.py"
@@ -30,13 +29,6 @@ TRAINING = ROOT / "training.py"
 def shown(value: Any) -> str:
     """A value of a sweep file in a message; never long, whatever it is."""
     return reprlib.repr(value)
-
-
-def unknown(key: Any, where: str, known: Iterable[str]) -> ConfigError:
-    """The refusal of a key that does not exist."""
-    known = list(known)
-    nearest = difflib.get_close_matches(str(key), known, n=1, cutoff=0.0)[0]
-    return ConfigError(f"{where}{shown(key)} is unknown; did you mean {nearest}? Understood: {', '.join(known)}")
 
 
 def argument(value: Any, where: str) -> str:
@@ -57,7 +49,7 @@ def argument(value: Any, where: str) -> str:
 # The program.
 
 # What JaxGCRL calls it today -> what the published benchmark called it, which is what it is called here.
-GONE_PROGRAMS = ("main.py", "run.py")
+GONE_PROGRAMS, GONE_WORDS = ("main.py", "run.py"), ("crl", "sac", "td3", "ppo")
 GONE_FLAGS = {
     "env": "env_name",
     "total_env_steps": "num_timesteps",
@@ -105,7 +97,9 @@ def is_training(program: str | Path) -> bool:
 def _gone(command: list[str], parameters: dict[str, Spec]) -> list[str]:
     """Each name that is gone, with its successor."""
     pairs = list(itertools.pairwise([*command, ""]))
-    found = ["crl in the command (leave it out)"] if ("${program}", "crl") in pairs else []
+    found = [
+        f"{name} after ${{program}} (now --algorithm {name})" for name in GONE_WORDS if ("${program}", name) in pairs
+    ]
     flags = [word[2:].partition("=")[0] for word in command if word.startswith("--")]
     for flag in dict.fromkeys((*flags, *parameters)):
         if flag in GONE_FLAGS:
@@ -163,7 +157,7 @@ def _check_macros(word: str) -> None:
     names = [name for name in _MACRO.findall(word) if not name.startswith("envvar:")]
     whole = _MACRO.fullmatch(word) is not None
     if whole and names and names[0] not in MACROS:
-        raise unknown(names[0], "command: the macro ", (*MACROS, "envvar:NAME"))
+        raise ConfigError(f"command: {unknown('macro', names[0], (*MACROS, 'envvar:NAME'))}")
     if not whole and (inside := next((name for name in names if name in MACROS), None)):
         raise ConfigError(f"command: {shown(word)}: ${{{inside}}} is replaced only where it is a word of its own")
 
@@ -250,19 +244,21 @@ def _questions(sweep: dict[str, Any], more: list[str], most: int = 6400) -> Iter
 
 def answers(questions: list[Lines]) -> list[str | None]:
     """For each question why training.py refuses its first line, or nothing if it takes any."""
+    from src.command_line import parse_config
     from src.loggers import check_wandb
-    from utils import parse_config
+    from src.registries import REGISTRIES
 
     def refusal(words: list[str], meant: list[str]) -> str | None:
         try:
-            handed_on, intended = parse_config(words), parse_config(meant)
+            handed_on, intended = parse_config(words, REGISTRIES), parse_config(meant, REGISTRIES)
             check_wandb(handed_on)
         except (ValueError, SystemExit) as stop:
             return str(stop) if isinstance(stop, ValueError) else f"training.py does not train: {' '.join(words)}"
+        told = dataclasses.asdict(handed_on)
         return "; ".join(
-            f"the parameters say {name} {value}, the command section hands on {getattr(handed_on, name)}: use ${{args}}"
+            f"the parameters say {name} {value}, the command section hands on {told.get(name)}: use ${{args}}"
             for name, value in dataclasses.asdict(intended).items()
-            if value != getattr(handed_on, name)
+            if value != told.get(name)
         )
 
     def answer(lines: Lines) -> str | None:

@@ -11,9 +11,9 @@ from typing import Any
 
 import yaml
 
-from scripts.sweep_command import argument, check_command, find_program, shown, unknown
+from scripts.sweep_command import argument, check_command, find_program, shown
 from scripts.sweep_space import DISTRIBUTIONS, MIN_MAX, SPEC_KEYS, Spec, grid_values, multiples
-from src.command_line import ConfigError
+from utils import ConfigError, unknown
 
 METHODS = ("bayes", "random", "grid")
 GOALS = ("minimize", "maximize")
@@ -68,7 +68,7 @@ def _checked(content: Any) -> dict[str, Any]:
         if key in ONLY_WANDB:
             raise ConfigError(f"{key} only works with W&B; understood: {', '.join(UNDERSTOOD)}")
         if key not in UNDERSTOOD:
-            raise unknown(key, "", UNDERSTOOD)
+            raise ConfigError(unknown("key", str(key), UNDERSTOOD))
     sweep = {key: value for key, value in content.items() if value is not None}  # an empty entry says nothing
     if sweep.get("method") not in METHODS:
         raise ConfigError(f"method {shown(sweep.get('method'))} is none of {', '.join(METHODS)}")
@@ -86,8 +86,9 @@ def _checked(content: Any) -> dict[str, Any]:
         sweep["command"] = check_command(sweep["command"])
     program = sweep.get("program", "training.py")
     sweep["program"] = str(find_program(program, sweep.get("command", []), sweep["parameters"]))
-    if "project" in sweep and "project_name" in sweep["parameters"]:
-        raise ConfigError("project and parameters.project_name are the same flag: leave one of them out")
+    words = [word.partition("=")[0] for word in sweep.get("command", ())]
+    if "project" in sweep and ("project_name" in sweep["parameters"] or "--project_name" in words):
+        raise ConfigError("project and project_name are the same flag: leave one of them out")
     return sweep
 
 
@@ -144,7 +145,7 @@ def _metric(metric: Any) -> dict[str, Any]:
         if key in ONLY_WANDB_METRIC:
             raise ConfigError(f"metric: {key} only works with W&B")
         if key not in ("name", "goal", "target"):
-            raise unknown(key, "metric: ", ("name", "goal", "target"))
+            raise ConfigError(unknown("key", str(key), ("name", "goal", "target"), " of metric"))
     if not isinstance(metric.get("name"), str) or not metric["name"].strip():
         raise ConfigError(f"metric needs a name; write it as in {example}")
     if metric.get("goal", "minimize") not in GOALS:
@@ -178,7 +179,7 @@ def _parameter(name: str, entry: Any) -> Spec:
         raise ConfigError(f"{name}: nested parameters only work with W&B; flags have no dots")
     for key in entry:
         if key not in (*SPEC_KEYS, "distribution"):
-            raise unknown(key, f"{name}: ", (*SPEC_KEYS, "distribution"))
+            raise ConfigError(unknown("key", str(key), (*SPEC_KEYS, "distribution"), f" of {name}"))
     spec = {key: _number(value, f"{name}: {key}") if key in _NUMBERS else value for key, value in entry.items()}
     spec["distribution"] = kind = _distribution(name, spec)
     needed, optional = DISTRIBUTIONS[kind].needed, DISTRIBUTIONS[kind].optional
@@ -204,7 +205,7 @@ def _distribution(name: str, spec: Spec) -> str:
     if kind is None:
         raise ConfigError(f"{name} needs value, values, or min and max, or a distribution with what belongs to it")
     if not isinstance(kind, str) or kind not in DISTRIBUTIONS:
-        raise unknown(kind, f"{name}: distribution ", DISTRIBUTIONS)
+        raise ConfigError(unknown("distribution", str(kind), DISTRIBUTIONS, f" of {name}"))
     return "categorical_w_probabilities" if kind == "categorical" and "probabilities" in spec else kind
 
 

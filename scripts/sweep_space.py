@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import optuna
 
-from src.command_line import ConfigError
+from utils import ConfigError
 
 LARGEST_GRID = 100_000
 

@@ -12,7 +12,7 @@ import sqlalchemy
 
 from scripts.sweep_file import METHODS, one_line
 from scripts.sweep_space import grid
-from src.command_line import ConfigError
+from utils import ConfigError
 
 LOCK_SECONDS = 60
 STORAGE_ERRORS = optuna.exceptions.OptunaError, sqlalchemy.exc.SQLAlchemyError

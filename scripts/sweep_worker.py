@@ -11,9 +11,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, TypeVar
 
 import optuna
 from optuna.trial import TrialState
@@ -22,37 +22,15 @@ from scripts.sweep_command import DEFAULT_COMMAND, expand
 from scripts.sweep_file import one_line
 from scripts.sweep_space import settings_of, suggest
 from scripts.sweep_study import CONTINUES, STORAGE_ERRORS, heartbeat, origin
-from src.command_line import ConfigError
+from utils import IN_USE, INTERRUPTED, ConfigError
 
-# Exit statuses, of a sweep and of its runs.
-FAILED, REFUSED, INTERRUPTED, IN_USE = 1, 2, 75, 76
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 # What a run that was asked to leave ends with; by a signal itself if it came before the run listened to it.
 LEFT = {INTERRUPTED, *(-number for number in SIGNALS), *(128 + number for number in SIGNALS)}
 HEARTBEAT_SECONDS, IN_USE_SECONDS, DEAD_AFTER_SECONDS = 10, 60, 120
 DATABASE_SECONDS, DATABASE_PATIENCE_SECONDS = 10, 3600
 
-
-def say(text: str, stream: TextIO | None = None) -> None:
-    """Prints a line. Output is not a record: a closed pipe, a full disk or a terminal that is gone costs the line."""
-    stream = stream or sys.stdout
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        encoding = stream.encoding or "utf-8"
-        print(text.encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
-
-
-def end(status: int) -> None:
-    """Ends the process with the status of its work, also where its last lines cannot be written."""
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            stream.flush()
-        except (OSError, ValueError, AttributeError):
-            with contextlib.suppress(OSError, ValueError, AttributeError):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-    sys.exit(status)
-
-
-# One run.
+_Answer = TypeVar("_Answer")
 
 
 class TrainingFailed(Exception):
@@ -136,35 +114,38 @@ class Sweep:
         """Runs trainings one after the other, until no run of the sweep is left, or this process's share is done."""
         try:
             while not self.leaving.is_set() and (self.here is None or self.started < self.here):
-                trial = self._next()
+                trial = self._patiently(self._next)
                 if trial:
                     self._run(trial, device)
-                elif not self.any_left():
+                elif not self._patiently(self._any_left):
                     return
                 else:
                     self.leaving.wait(1)  # for the runs of others, which may have to be taken over
         except Exception as error:  # a worker that ends early is a failure of the sweep, whatever ended it
             self.failed += 1
-            say(one_line(f"error: a worker ended: {type(error).__name__}: {error}"), sys.stderr)
+            print(one_line(f"error: a worker ended: {type(error).__name__}: {error}"), file=sys.stderr, flush=True)
 
-    def _next(self) -> optuna.Trial | None:
-        """The next run, None if there is none at the moment; waits for a database that is out of reach."""
+    def _patiently(self, attempt: Callable[[], _Answer]) -> _Answer:
+        """What the database answers; waits, with a warning, for one that is full or out of reach."""
         patient_until, said = time.monotonic() + DATABASE_PATIENCE_SECONDS, False
         while True:
             try:
-                with self.lock:
-                    self.tell_all()
-                    return self._ask()
+                return attempt()
             except STORAGE_ERRORS as error:
                 if self.leaving.is_set() or time.monotonic() > patient_until:
                     raise
                 if not said:
-                    say(one_line(f"warning: waiting for the database: {error}"), sys.stderr)
+                    print(one_line(f"warning: waiting for the database: {error}"), file=sys.stderr, flush=True)
                 said = True
             self.leaving.wait(DATABASE_SECONDS)
 
+    def _next(self) -> optuna.Trial | None:
+        """The next run, one of a dead process first; None if there is none at the moment."""
+        with self.lock:
+            self.tell_all()
+            return self._ask()
+
     def _ask(self) -> optuna.Trial | None:
-        """The next run, one of a dead process first; None if all that are left are running, or the target is met."""
         self._take_over()
         waiting = self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
         queued_only = self.sweep["method"] == "grid" or len(self._origins()) >= self.runs
@@ -178,7 +159,7 @@ class Sweep:
         self.started += 1
         return trial
 
-    def any_left(self) -> bool:
+    def _any_left(self) -> bool:
         """Whether runs are on the way or queued."""
         states = (TrialState.RUNNING,) if self.target_met() else (TrialState.RUNNING, TrialState.WAITING)
         return bool(self.study.get_trials(deepcopy=False, states=states))
@@ -216,8 +197,8 @@ class Sweep:
         log = self.logs / f"run{number}.log"
         metric = self.sweep["metric"]["name"]
         try:
-            settings = suggest(trial, self.sweep["parameters"])
-            say(f"run {number}: {flags_text(settings_of(trial.params, self.sweep['parameters']))}")
+            settings = self._patiently(lambda: suggest(trial, self.sweep["parameters"]))
+            print(f"run {number}: {flags_text(settings_of(trial.params, self.sweep['parameters']))}", flush=True)
             check_status(*self._train(trial, self._command(number, settings), log, device))
             value = None if self.dry else score(self._run_dir_file(number), metric)
         except Interrupted:
@@ -228,10 +209,10 @@ class Sweep:
             self._tell(trial, state=TrialState.FAIL)
             self.failed += 1
             reason = str(error) if isinstance(error, TrainingFailed) else f"{type(error).__name__}: {error}"
-            say(f"run {number} failed: {one_line(reason)} ({log})")
+            print(f"run {number} failed: {one_line(reason)} ({log})", flush=True)
         else:
             self._tell(trial, value, TrialState.FAIL if self.dry else None)
-            say(f"run {number}: its plan is in {log}" if self.dry else f"run {number}: {metric} {value:g}")
+            print(f"run {number}: {f'its plan is in {log}' if self.dry else f'{metric} {value:g}'}", flush=True)
 
     def _tell(self, trial: optuna.Trial, value: float | None = None, state: TrialState | None = None) -> None:
         """Tells the study how a run ended; a database that is out of reach hears of it later."""
@@ -304,7 +285,7 @@ def opened_log(path: Path) -> Iterator[Any]:
     try:
         file = path.open("ab")
     except OSError as error:
-        say(f"warning: {path}: {error.strerror}; the run goes without a log", sys.stderr)
+        print(f"warning: {path}: {error.strerror}; the run goes without a log", file=sys.stderr, flush=True)
         yield None
     else:
         with file:

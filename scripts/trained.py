@@ -8,17 +8,18 @@ from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 
-import training
 from src.command_line import parse
-from src.run_folder import PARAMS_FILES, load_trained
-from src.train import Program
+from src.devices import all_devices
+from src.policy import PARAMS_FILES, load_trained
+from src.process import enable_compilation_cache
+from src.program import Program
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainedConfig:
     """Which policy, and where it acts."""
 
-    run_dir: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="RUN_DIR")]]
+    run_dir: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="RUN_DIR"), Path]]
     """The run's folder."""
     params: Literal[*PARAMS_FILES] = "last"
     """The policy of the last evaluation, or the one with the most time near the goal."""
@@ -37,9 +38,10 @@ def load_or_refuse(
     try:
         config = parse(config_class, args, prog=prog)
         check(config)
+        all_devices()
         trained = load_trained(Path(config.run_dir), config.params, config.eval_env)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return None
-    training.enable_compilation_cache()
+    enable_compilation_cache()
     return config, *trained

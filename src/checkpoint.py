@@ -1,15 +1,10 @@
-"""On disk: parameters as a plain .npz, a policy that acts from it in two lines, and checkpoints of the whole state.
-
-```
-policy = load_policy("runs/crl/test/test_ant_s0_20260101-120000")
-action = policy(obs)
-```
+"""On disk: parameters as a plain .npz, and checkpoints of the whole state.
 
 A checkpoint is a folder RUN_DIR/checkpoints/ENV_STEPS/ with `state/`, the arrays by name as Orbax writes them, and
 `manifest.json`: format version, plain numbers, size and checksum of every file. No pickle anywhere.
 """
 
-import functools
+import errno
 import json
 import os
 import shutil
@@ -24,14 +19,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from envs import make_env
-from src import crl
 from src.devices import fetch, place
-from utils import ConfigError, read_config, replacing, survives
+from src.output import survives
+from utils import ConfigError, replacing
 
 PARAMS_FILE = "params.npz"
 BEST_PARAMS_FILE = "best_params.npz"
 FORMAT = 2
+# What file systems answer that have no locks, or no fsync of folders.
+NOT_OFFERED = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL}
 
 
 def _named_leaves(tree: Any) -> dict[str, Any]:
@@ -39,23 +35,23 @@ def _named_leaves(tree: Any) -> dict[str, Any]:
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
-def _learned(agent_state: crl.AgentState) -> dict[str, Any]:
+def _learned(agent_state: Any) -> dict[str, Any]:
     """What acting and judging need: parameters and normaliser, not the optimiser."""
     return {"params": agent_state.params, "normalizer": agent_state.normalizer}
 
 
-def learned_arrays(agent_state: crl.AgentState) -> dict[str, np.ndarray]:
+def learned_arrays(agent_state: Any) -> dict[str, np.ndarray]:
     """What a params.npz holds."""
     return _named_leaves(jax.device_get(_learned(agent_state)))
 
 
-def save_params(path: Path, agent_state: crl.AgentState) -> None:
+def save_params(path: Path, agent_state: Any) -> None:
     """Writes actor, critic, temperature and normaliser to `path`, whole or not at all."""
     with replacing(path) as temporary, temporary.open("wb") as file:
         np.savez(file, **learned_arrays(agent_state))
 
 
-def load_params(path: Path, example: crl.AgentState) -> crl.AgentState:
+def load_params(path: Path, example: Any) -> Any:
     """Reads parameters into the structure of `example` (arrays or shapes).
 
     Raises:
@@ -74,28 +70,6 @@ def load_params(path: Path, example: crl.AgentState) -> crl.AgentState:
     leaves = [jnp.asarray(stored[name], leaf.dtype) for name, leaf in expected.items()]
     learned = jax.tree.unflatten(jax.tree.structure(_learned(example)), leaves)
     return example.replace(**learned)
-
-
-def load_policy(run_dir: str | Path, deterministic: bool = True) -> Callable[..., jax.Array]:
-    """The trained policy of a run folder: `policy(obs, key=None)` maps (..., obs_size) to (..., action_size).
-
-    A stochastic policy (`deterministic` off) needs a key at every call.
-
-    Raises:
-      ConfigError: the folder has no config or no parameters.
-    """
-    config = read_config(Path(run_dir))
-    networks = crl.make_networks(config, make_env(config.env_name, config.backend))
-    example = jax.eval_shape(functools.partial(crl.init, config, networks), jax.random.key(0))
-    agent_state = load_params(Path(run_dir) / PARAMS_FILE, example)
-    act = jax.jit(functools.partial(crl.act, networks, agent_state, deterministic=deterministic))
-
-    def policy(obs: jax.Array, key: jax.Array | None = None) -> jax.Array:
-        if key is None and not deterministic:
-            raise ValueError("a stochastic policy needs a key: policy(obs, key)")
-        return act(obs, key)
-
-    return policy
 
 
 # Checkpoints. A tree becomes a flat dict of arrays by name, so that no type of ours or of a library is on disk.
@@ -235,10 +209,13 @@ def write_checkpoint(run_dir: Path, arrays: dict[str, np.ndarray], manifest: dic
 
 
 def _sync(path: Path) -> None:
-    """Waits until a file or a folder's list of names is on the disk."""
+    """Waits until a file or a folder's list of names is on the disk, where the file system offers that."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in NOT_OFFERED:
+            raise
     finally:
         os.close(descriptor)
 
@@ -278,7 +255,7 @@ class CheckpointWriter:
         self.complete = survives("checkpoint", write)
         if not self.complete:
             return
-        # Seeds trained together go on from one env step: no old checkpoint goes before all new ones are there.
+        # Seeds trained together resume at one env step: no old checkpoint is removed before all new ones are there.
         for new in written:
             for path in new.parent.iterdir():
                 if path != new:

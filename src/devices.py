@@ -1,14 +1,15 @@
 """Many devices: which of them holds what, and what the processes of a run on several hosts tell each other.
 
-The devices form a mesh of two axes: `SEEDS`, over which the seeds are spread, and `ENVS`, over which the environments,
-the replay's columns and the batch of each seed are split. Parameters are whole on every device of their seed. All of it
-is said by the shardings of a few arrays; the program is the same on one device and on many.
+The devices form a mesh of two axes: `SEED_AXIS`, over which the seeds are spread, and `ENV_AXIS`, over which the
+environments, the replay's columns and the batch of each seed are split. Parameters are whole on every device of their
+seed. All of it is said by the shardings of a few arrays; the program is the same on one device and on many.
 """
 
 import contextlib
 import functools
 import math
 import os
+import re
 import resource
 import socket
 import time
@@ -22,11 +23,12 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from src.command_line import ConfigError
-from src.plan import DIVIDED_FLAGS, mesh_shape
-from utils import AUTO, Config
+from envs.physics import num_cores
+from utils import AUTO, Config, ConfigError
 
-SEEDS, ENVS = "seeds", "envs"
+SEED_AXIS, ENV_AXIS = "seeds", "envs"
+# What the devices of one seed share out evenly.
+DIVIDED_FLAGS = ("num_envs", "batch_size", "num_eval_envs")
 # Arrays that several processes hold are collected in pieces of this size, so that none needs the whole on its device.
 _PIECE_BYTES = 64 * 2**20
 
@@ -37,7 +39,7 @@ def count(config: Config) -> int:
 
 
 def spread_over_cores(config: Config) -> None:
-    """Makes each of several cores a device of its own, should the seeds come to a CPU: as many as divide them evenly.
+    """Makes each of several cores a device of its own, if the seeds run on a CPU: as many as divide them evenly.
 
     JAX by itself makes one device of all cores, whose threads gain little inside operations of a learner's size. Left
     as it is where the user has said how many devices there are, and in a process that has already used JAX.
@@ -52,9 +54,10 @@ def spread_over_cores(config: Config) -> None:
             jax.config.update("jax_num_cpu_devices", count)
 
 
-def num_cores() -> int:
-    """Cores that this process may use; all of the machine's where the system does not say."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def mesh_shape(num_seeds: int, num_devices: int) -> tuple[int, int]:
+    """Groups of devices that the seeds are spread over, and devices in a group, which share the envs of each seed."""
+    groups = math.gcd(num_seeds, num_devices)
+    return groups, num_devices // groups
 
 
 def make_mesh(config: Config) -> Mesh:
@@ -63,7 +66,7 @@ def make_mesh(config: Config) -> Mesh:
     Raises:
       ConfigError: there are fewer devices than asked for, or the sizes of the run do not divide among them.
     """
-    devices, num_devices = jax.devices(), count(config)
+    devices, num_devices = all_devices(), count(config)
     if num_devices > len(devices):
         raise ConfigError(f"--num_devices {num_devices}: there are {len(devices)}")
     if num_devices < len(devices) and jax.process_count() > 1:
@@ -71,7 +74,7 @@ def make_mesh(config: Config) -> Mesh:
     for flag in DIVIDED_FLAGS:
         _require_divisible(config, flag, num_devices)
     shape = mesh_shape(config.num_seeds, num_devices)
-    return Mesh(np.array(devices[:num_devices]).reshape(shape), (SEEDS, ENVS))
+    return Mesh(np.array(devices[:num_devices]).reshape(shape), (SEED_AXIS, ENV_AXIS))
 
 
 def _require_divisible(config: Config, flag: str, num_devices: int) -> None:
@@ -142,11 +145,31 @@ def join(config: Config) -> None:
     """Meets the other processes of a run on several hosts, before anything else asks JAX for its devices.
 
     Raises:
-      ConfigError: they cannot be found.
+      ConfigError: they cannot be found, or the flags do not say where, or JAX finds no device.
     """
-    address = config.coordinator_address
-    if address is None:
-        return
+    _require_processes(config)
+    if config.coordinator_address is not None:
+        _meet(config, config.coordinator_address)
+    all_devices()
+
+
+def all_devices() -> list[jax.Device]:
+    """JAX's devices.
+
+    Raises:
+      ConfigError: it finds none, as on a machine that lacks those that JAX_PLATFORMS names.
+    """
+    try:
+        return jax.devices()
+    except Exception as error:  # whatever a platform raises; an AssertionError without a word is one of them
+        wanted = os.environ.get("JAX_PLATFORMS", "")
+        said = " ".join(str(error).split())[:300] or type(error).__name__
+        remedy = f"JAX_PLATFORMS={wanted}: no such device here, unset it" if wanted else "JAX finds no device"
+        raise ConfigError(f"{remedy} ({said})") from None
+
+
+def _meet(config: Config, address: str) -> None:
+    """Joins the run whose first process is at `address`."""
     explicit = (
         {}
         if address == AUTO
@@ -157,8 +180,30 @@ def join(config: Config) -> None:
     jax.config.update("jax_enable_preemption_service", False)  # it would take SIGTERM for itself
     try:
         jax.distributed.initialize(**explicit)
-    except (RuntimeError, ValueError) as error:
-        raise ConfigError(f"--coordinator_address {address}: {' '.join(str(error).split())[:300]}") from None
+    except Exception as error:  # also the KeyError of a launcher that has set half of its variables
+        said = " ".join(str(error).split())[:300]
+        raise ConfigError(f"--coordinator_address {address}: {type(error).__name__}: {said}") from None
+
+
+def _require_processes(config: Config) -> None:
+    """Raises ConfigError for flags of several processes that do not fit together."""
+    if config.coordinator_address in (None, AUTO) and (config.num_processes > 1 or config.process_id):
+        raise ConfigError(
+            f"--num_processes {config.num_processes} and --process_id {config.process_id} need --coordinator_address "
+            f"HOST:PORT, not {config.coordinator_address}"
+        )
+    if config.process_id >= config.num_processes:
+        raise ConfigError(
+            f"--process_id {config.process_id} is out of range: with --num_processes {config.num_processes} at most "
+            f"{config.num_processes - 1}"
+        )
+    if config.coordinator_address not in (None, AUTO):
+        address = re.fullmatch(r".+:(\d+)", config.coordinator_address)
+        if address is None or int(address[1]) > 65535:
+            raise ConfigError(
+                f"--coordinator_address {config.coordinator_address!r} is neither HOST:PORT (a port up to 65535) nor "
+                f"{AUTO}"
+            )
 
 
 def find_coordinator(address: str, seconds: float = 300.0) -> None:

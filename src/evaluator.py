@@ -8,12 +8,10 @@ import jax.numpy as jnp
 
 from envs.base import EnvState
 from envs.wrappers import VectorEnv
+from src.algorithm import Policy
 
 # Not the training seed on purpose: every evaluation, checkpoint and seed is asked the same questions.
 EVAL_GOALS_SEED = 20_240_820
-
-
-Policy = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 class Episodes(NamedTuple):
@@ -34,7 +32,7 @@ class Episodes(NamedTuple):
 
 
 def evaluate(env: VectorEnv, policy: Policy, num_eval_envs: int, key: jax.Array) -> dict[str, jax.Array]:
-    """Runs `num_eval_envs` episodes of `policy(obs, key) -> action` and sums each metric the env reports over each.
+    """Runs `num_eval_envs` episodes of the policy and sums each metric the env reports over each.
 
     Returns the mean over episodes of every sum as `episode_NAME` with `_std`, `_min`, `_max`; `episode_success_any`,
     the share of episodes with at least one success; and `avg_episode_length` in env steps.
@@ -50,7 +48,7 @@ def run_episodes(
     key: jax.Array,
     keep: Callable[[EnvState], Any] = lambda env_state: None,
 ) -> tuple[Episodes, Any]:
-    """Runs `num_episodes` episodes on the frozen starts and goals, from first to last step, none begun anew.
+    """Runs `num_episodes` episodes on the frozen starts and goals, start to end, without restarts.
 
     Returns them and `keep(env_state)` after every action, stacked (actions, N, ...); what an env does after its episode
     has ended, a later row of `keep` included, means nothing.
@@ -58,6 +56,7 @@ def run_episodes(
     first = env.reset(jax.random.key(EVAL_GOALS_SEED), num_episodes)
     totals = jax.tree.map(jnp.zeros_like, {"reward": first.reward, **first.metrics})
     start = {
+        "memory": policy.init_memory((num_episodes,)),
         "running": jnp.ones(num_episodes),
         "length": jnp.zeros(num_episodes),
         "last": first.state,
@@ -67,10 +66,12 @@ def run_episodes(
     def step(carry: tuple[EnvState, dict], step_key: jax.Array):
         env_state, episode = carry
         running = episode["running"]
-        env_state = env.step(env_state, policy(env_state.obs, step_key))
+        action, memory = policy.act(episode["memory"], env_state.obs, step_key)
+        env_state = env.step(env_state, action)
         reached = (running > 0) & ~env.nonfinite(env_state)
         values = {"reward": env_state.reward, **env_state.metrics}
         episode = {
+            "memory": memory,
             "running": running * (1.0 - env_state.done),
             "length": jnp.where(running > 0, env_state.steps, episode["length"]),
             "last": jnp.where(reached[:, None], env_state.state, episode["last"]),

@@ -19,12 +19,12 @@ from matplotlib.ticker import EngFormatter
 
 from envs.base import GoalEnv
 from envs.render import wall_boxes
-from src import crl
 from src.evaluator import Episodes
-from src.train import Program
-from utils import Config, read_rows, survives
+from src.output import read_rows, survives
+from src.program import Program
+from utils import Config
 
-Rows = list[dict[str, str]]
+Records = list[dict[str, str]]
 
 GRID = 81  # goals along each side of the plane
 # Okabe and Ito's blue and vermilion, and Cividis: told apart with any colour vision.
@@ -55,12 +55,12 @@ def draw_all(
 # The goal plane.
 
 
-def energy_picture(program: Program, agent_state: Any, episodes: Episodes, rows: Rows) -> Figure | None:
+def energy_picture(program: Program, agent_state: Any, episodes: Episodes, rows: Records) -> Figure | None:
     """The energy of every goal of the plane at start and end of an episode: the one with the longest way to a goal at
     which it stayed."""
     del rows
     env = program.eval_env.env
-    if env.goal_dim < 2:
+    if min(env.goal_dim, env.goal_place_dim) < 2 or program.algorithm.energy is None:
         return None
     way, left = (np.asarray(env.goal_distance(state, episodes.goal)) for state in (episodes.start, episodes.last))
     shown = int(np.argmax(np.where(left < env.goal_dist, way, -left)))
@@ -97,17 +97,15 @@ def energy_of_goals(
 
 @functools.partial(jax.jit, static_argnums=0)
 def _energies(program: Program, agent_state: Any, states: jax.Array, goals: jax.Array) -> jax.Array:
-    networks = crl.make_networks(program.config, program.eval_env.env)
-    obs = jnp.concatenate([states, goals], axis=-1)
-    actions = crl.act(networks, agent_state, obs, key=None, deterministic=True)
-    return crl.energy(program.config, networks, agent_state, states, actions, goals)
+    algorithm = program.algorithm
+    return algorithm.energy(agent_state, states, algorithm.propose(agent_state, states, goals), goals)
 
 
-def goals_picture(program: Program, agent_state: Any, episodes: Episodes, rows: Rows) -> Figure | None:
+def goals_picture(program: Program, agent_state: Any, episodes: Episodes, rows: Records) -> Figure | None:
     """Which goals are reached, and for how long."""
     del agent_state, rows
     env = program.eval_env.env
-    if env.goal_dim < 2:
+    if min(env.goal_dim, env.goal_place_dim) < 2:
         return None
     near, goals = episodes.totals["success"], episodes.goal[:, :2]
     reached, ended = near > 0, achieved(env, episodes.last)
@@ -158,7 +156,7 @@ def finish_plane(axes: Axes, env: GoalEnv, low: np.ndarray, high: np.ndarray, ti
 # Training.
 
 
-def critic_picture(program: Program, agent_state: Any, episodes: Episodes, rows: Rows) -> Figure | None:
+def critic_picture(program: Program, agent_state: Any, episodes: Episodes, rows: Records) -> Figure | None:
     """Logits of positives and negatives, and the norms of both representations, over training."""
     del agent_state, episodes
     rows = [row for row in rows if "training/logits_pos" in row]
@@ -185,12 +183,12 @@ def critic_picture(program: Program, agent_state: Any, episodes: Episodes, rows:
     return figure
 
 
-def column(rows: Rows, name: str) -> np.ndarray:
+def column(rows: Records, name: str) -> np.ndarray:
     """(T,) a column of metrics.csv."""
     return np.array([float(row[name]) for row in rows])
 
 
-PICTURES: dict[str, Callable[[Program, Any, Episodes, Rows], Figure | None]] = {
+PICTURES: dict[str, Callable[[Program, Any, Episodes, Records], Figure | None]] = {
     "energy": energy_picture,
     "reached_goals": goals_picture,
     "critic": critic_picture,

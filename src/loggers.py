@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from src.checkpoint import BEST_PARAMS_FILE, PARAMS_FILE
-from utils import Config, ConfigError, survives
+from src.output import survives
+from utils import Config, ConfigError
 
 if TYPE_CHECKING:
     import wandb

@@ -1,8 +1,7 @@
 """Contrastive losses and energies: pure functions of arrays, no environment, config or network inside.
 
 Shapes: B batch, D representation. `logits[i, j]` is the energy of (state-action i, goal j); positives are the diagonal.
-Papers: contrastive RL https://arxiv.org/abs/2206.07568, its losses and energies at scale
-https://arxiv.org/abs/2408.11052.
+Papers: contrastive RL https://arxiv.org/abs/2206.07568, its losses at scale https://arxiv.org/abs/2408.11052.
 """
 
 from collections.abc import Callable
@@ -14,6 +13,8 @@ Energy = Callable[[jax.Array, jax.Array], jax.Array]
 
 # Distances between representations are differences of large squares; TF32 or bfloat16 products would drown them.
 _PRECISION = jax.lax.Precision.HIGHEST
+# The largest action whose place before the tanh is still told apart from infinity.
+_LARGEST_ACTION = 1 - 1e-6
 
 
 # Energies: f(x, y) of representations (..., D), reducing the last axis and broadcasting over the others.
@@ -113,7 +114,8 @@ _PRODUCT_FORMS: dict[str, Energy] = {
     "cos": lambda x, y: _inner_products(_unit(x), _unit(y)),
 }
 
-
+# A positive is a small difference of large squares, of which a product keeps few digits: it is computed directly.
+_DISTANCES = ("l2", "l2_no_sqrt")
 # Those whose table needs a (B, B, D) array.
 TABLES_OF_DIFFERENCES = ENERGY_FNS.keys() - _PRODUCT_FORMS.keys()
 
@@ -123,7 +125,10 @@ def pairwise_energy(energy_fn: str, x: jax.Array, y: jax.Array) -> jax.Array:
     if x.ndim != 2 or x.shape != y.shape:
         raise ValueError(f"pairwise energies need two (B, D) arrays of one shape, got {x.shape} and {y.shape}")
     if energy_fn in _PRODUCT_FORMS:
-        return _PRODUCT_FORMS[energy_fn](x, y)
+        table = _PRODUCT_FORMS[energy_fn](x, y)
+        if energy_fn not in _DISTANCES:
+            return table
+        return jnp.where(off_diagonal(table), table, ENERGY_FNS[energy_fn](x, y)[:, None])
     return ENERGY_FNS[energy_fn](x[:, None], y[None, :])
 
 
@@ -263,6 +268,11 @@ def tanh_gaussian_log_prob(pre_tanh: jax.Array, mean: jax.Array, std: jax.Array)
     size = jnp.abs(pre_tanh)
     log_slope = 2 * (jnp.log(2.0) - size - jnp.log(1 + jnp.exp(-2 * size)))
     return jnp.sum(gaussian - log_slope, axis=-1)
+
+
+def action_log_prob(action: jax.Array, mean: jax.Array, std: jax.Array) -> jax.Array:
+    """(...) log density of a stored action (..., action_size), which may have been rounded to the bounds -1 and 1."""
+    return tanh_gaussian_log_prob(jnp.arctanh(jnp.clip(action, -_LARGEST_ACTION, _LARGEST_ACTION)), mean, std)
 
 
 def actor_loss(alpha: jax.Array, log_prob: jax.Array, energy: jax.Array, disable_entropy: bool = False) -> jax.Array:

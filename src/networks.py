@@ -1,10 +1,12 @@
-"""Networks: the trunks (`NETWORKS`), the two encoders of the critic and the tanh-Gaussian actor."""
+"""Networks: the trunks (`NETWORKS`), encoders and the tanh-Gaussian actor."""
 
 from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+
+from utils import Config
 
 _kernel = nn.initializers.lecun_uniform()
 _MIN_STD = 1e-3
@@ -53,6 +55,15 @@ class ResidualMLP(nn.Module):
 NETWORKS: dict[str, Callable[..., nn.Module]] = {"mlp": MLP, "residual": ResidualMLP}
 
 
+def make_trunk(config: Config, part: str) -> nn.Module:
+    """The trunk of a part, "actor" or "critic", whose own depth and width go before `n_hidden` and `h_dim`."""
+    return NETWORKS[config.network](
+        h_dim=getattr(config, f"{part}_h_dim") or config.h_dim,
+        n_hidden=getattr(config, f"{part}_n_hidden") or config.n_hidden,
+        use_ln=config.use_ln,
+    )
+
+
 class Encoder(nn.Module):
     """A trunk and a linear map to the (..., repr_dim) representation."""
 
@@ -76,3 +87,14 @@ class Actor(nn.Module):
         x = self.trunk(jnp.concatenate([state, goal], axis=-1))
         mean, spread = jnp.split(nn.Dense(2 * self.action_size, kernel_init=_kernel)(x), 2, axis=-1)
         return mean, nn.softplus(spread) + _MIN_STD
+
+
+class QNetwork(nn.Module):
+    """Maps state, goal and action to the value (...) of the action."""
+
+    trunk: nn.Module
+
+    @nn.compact
+    def __call__(self, state: jax.Array, goal: jax.Array, action: jax.Array) -> jax.Array:
+        x = self.trunk(jnp.concatenate([state, goal, action], axis=-1))
+        return nn.Dense(1, kernel_init=_kernel)(x)[..., 0]

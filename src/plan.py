@@ -1,24 +1,57 @@
 """What a run will take, known before anything is compiled: memory on each device, the spread of seeds, the plan."""
 
 import dataclasses
-import itertools
-import math
+import re
+from typing import Any, NamedTuple
 
-from envs.base import Sizes
-from src.command_line import ConfigError
-from src.losses import TABLES_OF_DIFFERENCES
-from utils import Config, Schedule, check_config, derive_schedule
+import jax
 
-# What the devices of one seed share out evenly.
-DIVIDED_FLAGS = ("num_envs", "batch_size", "num_eval_envs")
+from envs import make_env
+from envs.base import GoalEnv, Sizes
+from src import devices
+from src.algorithm import step_shapes
+from src.algorithms import ALGORITHMS
+from src.devices import DIVIDED_FLAGS, mesh_shape
+from utils import Config, ConfigError, Schedule, derive_schedule
 
 # What of a device's memory a plan may take, and the flags that it mostly depends on.
 _USABLE = 0.9
 _MEMORY_FLAGS = ("max_replay_size", "num_envs", "batch_size")
 
 
+class Costs(NamedTuple):
+    """What a run's memory depends on besides its flags, in floats: the environment's sizes, one row of the replay, the
+    parameters, and the agent with its optimiser."""
+
+    sizes: Sizes
+    row: int
+    parameters: int
+    agent: int
+
+
+def measure(config: Config, env: GoalEnv) -> Costs:
+    """The costs of one config and environment, from shapes alone."""
+    algorithm = ALGORITHMS[config.algorithm].make(config, env)
+    agent_state = jax.eval_shape(algorithm.init, jax.random.key(0))
+    row = jax.eval_shape(algorithm.keep, step_shapes(env, 1))
+    return Costs(env.sizes, _floats(row), _floats(agent_state.params), _floats(agent_state))
+
+
+def _floats(tree: Any) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)) // 4
+
+
+# Fitted to the memory analysis of compiled programs; the tests compare them. All are floats per thing named.
+PER_INDEXED_ROW = 3  # while the ring is indexed
+PER_ROW_OF_OTHERS = 0.25  # each of several devices is told which rows of all can be drawn
+PER_DRAWN_PAIR = 12  # while the pairs of a training step are drawn
+PER_KEPT_PAIR = 2  # while the learner uses them
+PER_GRADIENT = 0.6  # of each parameter
+SPARE_RESETS = 3  # states per env that the episodes which begin in an unroll need, and a working copy
+
+
 def memory_plan(
-    config: Config, schedule: Schedule, sizes: Sizes, mesh_shape: tuple[int, int] = (1, 1)
+    config: Config, schedule: Schedule, costs: Costs, mesh_shape: tuple[int, int] = (1, 1)
 ) -> dict[str, int]:
     """Estimated bytes of a run on each of its devices: replay, its index while sampling, and all else.
 
@@ -26,39 +59,24 @@ def memory_plan(
       mesh_shape: groups of devices that the seeds are spread over, devices in a group.
     """
     groups, share = mesh_shape
-    seeds, envs, batch = config.num_seeds / groups, config.num_envs / share, config.batch_size / share
-    rows, step = schedule.replay_rows * envs, sizes.state + sizes.action + 1
-    parameters = parameter_count(config, sizes)
-    # What follows was fitted to the memory analysis of compiled programs; the tests compare them. Indexing the ring,
-    # drawing from it and learning come one after the other, so that the largest of them counts.
-    pairs = schedule.updates_per_training_step * config.batch_size
-    table = 10 + (config.repr_dim if config.energy_fn in TABLES_OF_DIFFERENCES else 0)
-    activations = batch * (7 * config.h_dim * config.n_hidden + 6 * config.repr_dim + table * config.batch_size)
-    index = 3 * rows + (rows * share / 4 if share > 1 else 0)  # each device is told which rows of all can be drawn
-    # While it collects, a run holds states for the episodes that begin (`VectorEnv.pool_size`), and a working copy.
-    pool = (config.unroll_length * config.action_repeat // config.episode_length + 3) * envs * sizes.physics
-    peak = max(index, rows + 12 * pairs, 2 * pairs + 0.6 * parameters + activations, pool)
+    seeds, envs = config.num_seeds / groups, config.num_envs / share
+    rows, pairs = schedule.replay_rows * envs, schedule.updates_per_training_step * config.batch_size
+    # Indexing the ring, drawing from it, learning and collecting come one after the other: the largest counts.
+    index = PER_INDEXED_ROW * rows + (PER_ROW_OF_OTHERS * rows * share if share > 1 else 0)
+    drawing = rows + PER_DRAWN_PAIR * pairs
+    activations = ALGORITHMS[config.algorithm].workspace(config, costs.sizes) / share
+    learning = PER_KEPT_PAIR * pairs + PER_GRADIENT * costs.parameters + activations
+    resets = config.unroll_length * config.action_repeat // config.episode_length + SPARE_RESETS
+    peak = max(index, drawing, learning, resets * envs * costs.sizes.physics)
+    collected = envs * (config.unroll_length * costs.row + costs.sizes.physics)
     return {
-        "replay": round(4 * seeds * rows * step),
+        "replay": round(4 * seeds * rows * costs.row),
         "index": round(4 * seeds * index),
-        "rest": round(
-            4 * seeds * (peak - index + 3 * parameters + envs * (config.unroll_length * step + sizes.physics))
-        ),
+        "rest": round(4 * seeds * (peak - index + costs.agent + collected)),
     }
 
 
-def parameter_count(config: Config, sizes: Sizes) -> int:
-    """Parameters of actor and encoders without the few that `use_ln` adds."""
-
-    def weights(inputs: int, outputs: int) -> int:
-        widths = [inputs, *[config.h_dim] * config.n_hidden, outputs]
-        return sum(fan_in * fan_out + fan_out for fan_in, fan_out in itertools.pairwise(widths))
-
-    encoders = weights(sizes.state + sizes.action, config.repr_dim) + weights(sizes.goal, config.repr_dim)
-    return encoders + weights(sizes.state + sizes.goal, 2 * sizes.action)
-
-
-def seeds_that_fit(config: Config, sizes: Sizes, num_devices: int, memory: int | None) -> int:
+def seeds_that_fit(config: Config, costs: Costs, num_devices: int, memory: int | None) -> int:
     """How many of the seeds to train together, in even batches that divide among the devices: as many as the plan fits
     into the devices' `memory`, all if that is unknown, the fewest if not even they fit."""
 
@@ -68,35 +86,29 @@ def seeds_that_fit(config: Config, sizes: Sizes, num_devices: int, memory: int |
 
     def fits(size: int) -> bool:
         batch = dataclasses.replace(config, num_seeds=size)
-        return memory is None or planned_bytes(batch, sizes, num_devices) <= _USABLE * memory
+        return memory is None or planned_bytes(batch, costs, num_devices) <= _USABLE * memory
 
     even = [-(-config.num_seeds // batches) for batches in range(1, config.num_seeds + 1)]
     candidates = [size for size in even if divides(size)] or even[:1]  # `make_mesh` says why none would do
     return next((size for size in candidates if fits(size)), candidates[-1])
 
 
-def planned_bytes(config: Config, sizes: Sizes, num_devices: int) -> int:
+def planned_bytes(config: Config, costs: Costs, num_devices: int) -> int:
     """The sum of `memory_plan` when the run is spread over so many devices."""
     shape = mesh_shape(config.num_seeds, num_devices)
-    return sum(memory_plan(config, derive_schedule(config), sizes, shape).values())
+    return sum(memory_plan(config, derive_schedule(config), costs, shape).values())
 
 
-def mesh_shape(num_seeds: int, num_devices: int) -> tuple[int, int]:
-    """Groups of devices that the seeds are spread over, and devices in a group, which share the envs of each seed."""
-    groups = math.gcd(num_seeds, num_devices)
-    return groups, num_devices // groups
-
-
-def smaller_plans(config: Config, sizes: Sizes, num_devices: int, memory: int | None) -> str:
+def smaller_plans(config: Config, costs: Costs, num_devices: int, memory: int | None) -> str:
     """What to lower, and to what, when `config` did not fit into the devices' `memory`: each offer alone is enough by
     the plan, which it brings to 90 % of the memory, or to 70 % of itself if it should have fitted already."""
-    planned = planned_bytes(config, sizes, num_devices)
+    planned = planned_bytes(config, costs, num_devices)
     most = min(_USABLE * memory if memory else planned, 0.7 * planned)
     offers = []
     for flag, lowered in (("seed_batch", "num_seeds"), *zip(_MEMORY_FLAGS, _MEMORY_FLAGS, strict=True)):
         for share in range(15, 0, -1):
             smaller = dataclasses.replace(config, **{lowered: getattr(config, lowered) * share // 16})
-            if _is_legal(smaller) and planned_bytes(smaller, sizes, num_devices) <= most:
+            if _is_legal(smaller) and planned_bytes(smaller, costs, num_devices) <= most:
                 offers.append(f"--{flag} to {getattr(smaller, lowered)}")
                 break
     offers = offers or [f"several of {', '.join(f'--{flag}' for flag in _MEMORY_FLAGS)}"]
@@ -104,17 +116,28 @@ def smaller_plans(config: Config, sizes: Sizes, num_devices: int, memory: int | 
     return f"the plan takes {_bytes(planned)}{available}; lower {' or '.join(offers)}"
 
 
+def out_of_memory(config: Config, error: Exception) -> str:
+    """The line that says what to lower, and by how much; an error that is none of memory is raised again."""
+    if not isinstance(error, MemoryError) and not re.search("RESOURCE_EXHAUSTED|[Oo]ut of memory", str(error)):
+        raise error
+    costs = measure(config, make_env(config.env_name, config.backend))
+    lower = smaller_plans(config, costs, devices.count(config), devices.memory_per_device())
+    reason = next(iter(str(error).splitlines()), type(error).__name__)
+    return f"error: out of memory; {lower} ({reason})"
+
+
 def _is_legal(config: Config) -> bool:
     try:
-        check_config(config)
+        config.check()
     except ConfigError:
         return False
     return True
 
 
-def describe_plan(config: Config, schedule: Schedule, sizes: Sizes, mesh_shape: tuple[int, int] = (1, 1)) -> str:
+def describe_plan(config: Config, schedule: Schedule, costs: Costs, mesh_shape: tuple[int, int] = (1, 1)) -> str:
     """The plan of a run as aligned text: steps, updates, evaluations, memory."""
-    memory = memory_plan(config, schedule, sizes, mesh_shape)
+    sizes = costs.sizes
+    memory = memory_plan(config, schedule, costs, mesh_shape)
     updates_per_env_step = schedule.updates_per_training_step / schedule.env_steps_per_training_step
     lengths = sorted(set(schedule.epoch_lengths))
     groups, share = mesh_shape

@@ -1,10 +1,10 @@
-"""Replay on the device: a ring of steps per env, and hindsight goals in O(1) per sample.
+"""Replay on the device: a ring of whatever rows an algorithm keeps, drawn from uniformly.
 
-Shapes: T rows of the ring (its time axis), N envs, B batch. A trajectory is a run of rows of one env with one
-`traj_id`. No goals, rewards or discounts are stored: a goal is a later state.
+Shapes: T rows of the ring (its time axis), N envs. A trajectory is a run of rows of one env with one `traj_id`. A row
+is named by its flat number t * N + n.
 """
 
-import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,19 +12,11 @@ from flax import struct
 
 
 @struct.dataclass
-class Rows:
-    """Steps of N envs: `state` (T, N, state_dim), `action` (T, N, action_size), `traj_id` (T, N) int32."""
-
-    state: jax.Array
-    action: jax.Array
-    traj_id: jax.Array
-
-
-@struct.dataclass
 class BufferState:
-    """The ring: its `rows`, the `position` the next row goes to, and how many rows per env are filled (`size`)."""
+    """The ring: its `rows`, a dataclass of arrays (T, N, ...) with a field `traj_id`, the `position` the next row goes
+    to, and how many rows per env are filled (`size`)."""
 
-    rows: Rows
+    rows: Any
     position: jax.Array
     size: jax.Array
 
@@ -35,7 +27,7 @@ class FutureIndex:
 
     Attributes:
       num_future: (T, N) rows that follow in the same trajectory; 0 where none is stored.
-      drawable: (W,) uint32, one bit a row in the order t * N + n, the lowest first: can it be drawn (num_future > 0)?
+      drawable: (W,) uint32, one bit per row in the order t * N + n, the lowest first: can it be drawn?
       rank: (W,) how many rows up to and including those of this word can be drawn.
     """
 
@@ -44,26 +36,14 @@ class FutureIndex:
     rank: jax.Array
 
 
-@struct.dataclass
-class Batch:
-    """Training pairs: `state` (B, state_dim), `action` (B, action_size), `future_state` (B, state_dim)."""
-
-    state: jax.Array
-    action: jax.Array
-    future_state: jax.Array
-
-
-def init(capacity: int, num_envs: int, state_dim: int, action_size: int) -> BufferState:
-    """An empty ring of `capacity` rows per env."""
-    rows = Rows(
-        state=jnp.zeros((capacity, num_envs, state_dim)),
-        action=jnp.zeros((capacity, num_envs, action_size)),
-        traj_id=jnp.full((capacity, num_envs), -1, jnp.int32),
-    )
+def init(capacity: int, row: Any) -> BufferState:
+    """An empty ring of `capacity` rows per env, for rows like `row` (arrays or shapes, (N, ...) each)."""
+    rows = jax.tree.map(lambda leaf: jnp.zeros((capacity, *leaf.shape), leaf.dtype), row)
+    rows = rows.replace(traj_id=jnp.full_like(rows.traj_id, -1))
     return BufferState(rows=rows, position=jnp.zeros((), jnp.int32), size=jnp.zeros((), jnp.int32))
 
 
-def insert(buffer_state: BufferState, rows: Rows) -> BufferState:
+def insert(buffer_state: BufferState, rows: Any) -> BufferState:
     """Writes U new rows per env, overwriting the oldest; the capacity must be a multiple of U.
 
     Raises:
@@ -86,8 +66,9 @@ def insert(buffer_state: BufferState, rows: Rows) -> BufferState:
     )
 
 
-def index_futures(buffer_state: BufferState) -> FutureIndex:
-    """Finds the end of every row's trajectory. One pass over the (T, N) trajectory ids."""
+def index_futures(buffer_state: BufferState, least: int = 1) -> FutureIndex:
+    """Finds the end of every row's trajectory; rows with `least` later ones can be drawn. One pass over the (T, N)
+    trajectory ids."""
     traj_id = buffer_state.rows.traj_id
     capacity = traj_id.shape[0]
     time = jnp.arange(capacity, dtype=jnp.int32)[:, None]
@@ -98,7 +79,7 @@ def index_futures(buffer_state: BufferState) -> FutureIndex:
     end = jax.lax.cummin(jnp.where(ends, time, 2 * capacity), axis=0, reverse=True)
     end = jnp.where(end < capacity, end, end[0] + capacity)
     num_future = jnp.where(traj_id >= 0, end - time, 0)
-    drawable = _pack((num_future > 0).reshape(-1))
+    drawable = _pack(((traj_id >= 0) & (num_future >= least)).reshape(-1))
     rank = jnp.cumsum(jax.lax.population_count(drawable).astype(jnp.int32), dtype=jnp.int32)
     return FutureIndex(num_future=num_future, drawable=drawable, rank=rank)
 
@@ -119,37 +100,28 @@ def _nth_bit(word: jax.Array, n: jax.Array) -> jax.Array:
     return at
 
 
-def truncated_geometric(u: jax.Array, num_future: jax.Array, discounting: float) -> jax.Array:
-    """k in 1..num_future with P(k) proportional to discounting^k, from u uniform in [0, 1): the inverse of its CDF."""
-    log_discount = math.log(discounting)  # in float64: float32 rounds a discount near 1 to 1
-    k = 1 + jnp.floor(jnp.log1p(u * jnp.expm1(num_future * log_discount)) / log_discount).astype(jnp.int32)
-    return jnp.clip(k, 1, num_future)
-
-
-def sample_pairs(
-    key: jax.Array, index: FutureIndex, shape: tuple[int, ...], discounting: float
-) -> tuple[jax.Array, jax.Array]:
-    """Draws flat row numbers (t * N + n) of `shape`: uniform rows that have a future, and a future row for each."""
-    row_key, future_key = jax.random.split(key)
-    capacity, num_envs = index.num_future.shape
-    draw = jax.random.randint(row_key, shape, 0, index.rank[-1])
+def sample_rows(key: jax.Array, index: FutureIndex, shape: tuple[int, ...]) -> jax.Array:
+    """Draws flat row numbers of `shape`, uniform over the rows that can be drawn."""
+    draw = jax.random.randint(key, shape, 0, index.rank[-1])
     at = jnp.searchsorted(index.rank, draw, side="right").astype(jnp.int32)
     word = index.drawable[at]
     before = index.rank[at] - jax.lax.population_count(word).astype(jnp.int32)
-    row = 32 * at + _nth_bit(word, draw - before)
-    num_future = index.num_future.reshape(-1)[row]
-    k = truncated_geometric(jax.random.uniform(future_key, shape), num_future, discounting)
+    return 32 * at + _nth_bit(word, draw - before)
+
+
+def later_row(row: jax.Array, k: jax.Array, shape: tuple[int, int]) -> jax.Array:
+    """The flat number of the row that follows `row` by k steps in a ring of `shape` (T, N)."""
+    capacity, num_envs = shape
     time, env = jnp.divmod(row, num_envs)
     # In this order no number exceeds that of the rows, which int32 can just hold.
-    return row, (time + k) % capacity * num_envs + env
+    return (time + k) % capacity * num_envs + env
 
 
-def gather(rows: Rows, row: jax.Array, future_row: jax.Array) -> Batch:
-    """The training pairs at (B,) flat row numbers; copies only these rows."""
-    time, env = jnp.divmod(row, rows.traj_id.shape[1])
-    future_time, future_env = jnp.divmod(future_row, rows.traj_id.shape[1])
-    return Batch(
-        state=rows.state[time, env],
-        action=rows.action[time, env],
-        future_state=rows.state[future_time, future_env],
-    )
+def take(rows: Any, row: jax.Array) -> Any:
+    """The rows at flat numbers of any shape; copies only these. `rows` is an array (T, N, ...) or a tree of them."""
+
+    def at(leaf: jax.Array) -> jax.Array:
+        time, env = jnp.divmod(row, leaf.shape[1])
+        return leaf[time, env]
+
+    return jax.tree.map(at, rows)

@@ -1,4 +1,4 @@
-"""The outside of one seed's training: its folder and who owns it, where it can go on, its files, its end."""
+"""One seed's run folder: lock, files, loggers, failure."""
 
 import contextlib
 import dataclasses
@@ -6,57 +6,42 @@ import fcntl
 import json
 import math
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-import jax
 import numpy as np
 
+from src import devices
 from src.checkpoint import (
     BEST_PARAMS_FILE,
+    NOT_OFFERED,
     PARAMS_FILE,
-    device_tree,
-    host_arrays,
     learned_arrays,
     list_checkpoints,
-    load_params,
-    read_arrays,
-    read_manifest,
     save_params,
 )
+from src.command_line import command_line
 from src.loggers import TensorBoardLogger, WandbLogger
-from src.train import Position, Program, RunState, beginning, beside_training, empty_replay, make_program
+from src.loop import Position
+from src.output import CSVLogger, Logger, read_rows, survives
+from src.program import Program
 from utils import (
-    NEWEST,
     Config,
     ConfigError,
-    CSVLogger,
-    Logger,
     Schedule,
-    command_line,
-    derive_schedule,
     make_run_dir,
-    read_config,
-    read_rows,
-    survives,
     write_record,
     write_text,
 )
 
-# Flags that change no number of a run, and its length, which may grow.
-_MAY_DIFFER = {
-    *("resume", "dry_run", "output_dir", "log_wandb", "wandb_mode", "log_tensorboard", "compilation_cache"),
-    *("checkpoint_every", "checkpoint_replay", "keep_policies", "num_evals", "num_timesteps"),
-    *("render", "video_every"),
-    *("seed_batch", "num_devices", "coordinator_address", "num_processes", "process_id"),
-}
 # Blown-up envs per env step beyond which an epoch no longer says anything of the task.
 _MOST_RESETS = 1e-3
 
 
 class Checkpoint(NamedTuple):
-    """Where a run can go on: the run's config now, its folder, the checkpoint's folder and manifest."""
+    """Where a run can resume: the run's config now, its folder, the checkpoint's folder and manifest."""
 
     config: Config
     run_dir: Path
@@ -71,151 +56,82 @@ class Checkpoint(NamedTuple):
         return self.position.evaluated_at >= schedule.eval_at[-1]
 
 
-# Finding what to resume.
-
-
-def seed_configs(config: Config) -> list[Config]:
-    """One config for each of the seeds trained together; each describes the single run that it equals."""
-    seeds = range(config.seed, config.seed + config.num_seeds)
-    return [dataclasses.replace(config, seed=seed, num_seeds=1, seed_batch=0) for seed in seeds]
-
-
-def find_checkpoints(config: Config) -> list[Checkpoint]:
-    """What `--resume` goes on from, one checkpoint a seed; empty when a bare `--resume` finds no run.
-
-    Seeds that stopped on their own are left out, unless all did.
-
-    Raises:
-      ConfigError: no such run, no usable checkpoint, or a config that differs.
-    """
-    path = _newest_run(config) if config.resume == NEWEST else Path(config.resume)
-    if path is None:
-        return []
-    chosen = path.name if path.parent.name == "checkpoints" else None
-    first = path.parent.parent if chosen else path
-    configs = seed_configs(config)
-    _require_same(configs[0], read_config(first), first)
-    names = [first.name] if config.num_seeds == 1 else _trained_with(first)
-    if len(names) != config.num_seeds:
-        raise ConfigError(
-            f"{config.num_seeds} seeds: {first} was trained with {len(names)} together; give the --num_seeds or the "
-            f"--seed_batch of then"
-        )
-    runs = [(own, first.parent / name) for own, name in zip(configs, names, strict=True)]
-    runs = [(own, run_dir) for own, run_dir in runs if not (run_dir / "failure.json").exists()] or runs
-    common = set.intersection(*({path.name for path in list_checkpoints(run_dir)} for _, run_dir in runs))
-    if not (chosen or common):
-        raise ConfigError(f"{first} holds no checkpoint to go on from")
-    paths = [run_dir / "checkpoints" / (chosen or max(common)) for _, run_dir in runs]
-    return [Checkpoint(*run, path, read_manifest(path)) for run, path in zip(runs, paths, strict=True)]
-
-
-def _newest_run(config: Config) -> Path | None:
-    """The run of the same names, env and seed that was active last, of those with a checkpoint."""
-    group = Path(config.output_dir) / config.project_name / config.group_name
-    found = []
-    for run_dir in group.iterdir() if group.is_dir() else ():
-        with contextlib.suppress(ConfigError):
-            same = all(
-                getattr(read_config(run_dir), name) == getattr(config, name)
-                for name in ("exp_name", "env_name", "seed")
-            )
-            if same and list_checkpoints(run_dir):
-                found.append(run_dir)
-    return max(found, key=lambda run_dir: (run_dir / "checkpoints").stat().st_mtime, default=None)
-
-
-def trained_together(config: Config) -> int | None:
-    """How many seeds the run that a bare `--resume` goes on from was trained with; None if there is no such run."""
-    newest = _newest_run(config)
-    return len(_trained_with(newest)) if newest else None
-
-
-def _trained_with(run_dir: Path) -> list[str]:
+def trained_with(run_dir: Path) -> list[str]:
+    """The names of the run folders of all seeds that were trained together with this one, itself included."""
     record = json.loads((run_dir / "config.json").read_text())
     return record.get("trained_with", [run_dir.name])
 
 
-def _require_same(config: Config, stored: Config, run_dir: Path) -> None:
-    now, then = dataclasses.asdict(config), dataclasses.asdict(stored)
-    differences = [
-        f"--{flag}: {then[flag]} -> {now[flag]}" for flag in now if flag not in _MAY_DIFFER and now[flag] != then[flag]
-    ]
-    if config.num_timesteps < stored.num_timesteps:
-        differences.append(
-            f"--num_timesteps: {stored.num_timesteps} -> {config.num_timesteps}, only longer is possible"
-        )
-    if differences:
-        raise ConfigError(
-            f"{run_dir} was trained with other flags, it cannot go on with these: {'; '.join(differences)}"
-        )
-
-
-def load_run_state(program: Program, checkpoints: list[Checkpoint]) -> RunState:
-    """The state of all seeds to go on from.
-
-    Raises:
-      ConfigError: a checkpoint is damaged, or its arrays do not fit the program.
-    """
-    stored = []
-    for checkpoint in checkpoints:
-        arrays = read_arrays(checkpoint.path, checkpoint.manifest)
-        if not checkpoint.manifest["replay"]:
-            arrays |= host_arrays({"train_state": {"buffer_state": empty_replay(program)}})
-        stored.append(arrays)
-    several = len(checkpoints) > 1
-    arrays = {name: np.stack([each[name] for each in stored]) for name in stored[0]} if several else stored[0]
-    begin, start_keys, _ = beginning(program, [checkpoint.config.seed for checkpoint in checkpoints])
-    train_state, totals = jax.eval_shape(begin, start_keys)
-    try:
-        state = device_tree(arrays, {"train_state": train_state, "totals": totals})
-    except ValueError as error:
-        raise ConfigError(f"checkpoint {checkpoints[0].path} does not fit this version of the code: {error}") from None
-    return RunState(**state, position=checkpoints[0].position)
+class InUse(ConfigError):
+    """Another process trains in the run folder."""
 
 
 def lock(run_dir: Path) -> IO:
     """Takes a run folder for this process, until the file is closed or the process ends, however it ends.
 
+    A file system without locks costs a warning.
+
     Raises:
-      ConfigError: another process has it.
+      InUse: another process has it.
+      ConfigError: it cannot be locked.
     """
     with contextlib.ExitStack() as on_failure:
         try:
             file = on_failure.enter_context((run_dir / "lock").open("a"))
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _take(file)
         except BlockingIOError:
-            raise ConfigError(f"{run_dir} is being trained by another process") from None
+            raise InUse(f"{run_dir} is being trained by another process") from None
         except OSError as error:
             raise ConfigError(f"cannot lock {run_dir}: {error.strerror}") from None
         on_failure.pop_all()
     return file
 
 
-# What a run has learned, for the programs that look at it.
+def _take(file: IO) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in NOT_OFFERED:
+            raise
+        print(f"warning: no locks here ({error.strerror}): nothing keeps others out of {file.name}", file=sys.stderr)
 
-PARAMS_FILES = {"last": PARAMS_FILE, "best": BEST_PARAMS_FILE}
 
-
-def load_trained(run_dir: Path, params: str = "last", eval_env: str | None = None) -> tuple[Program, Any]:
-    """The program of a run folder and its agent state, the optimiser's numbers left out.
-
-    Args:
-      params: which policy, a key of `PARAMS_FILES`.
-      eval_env: the environment to evaluate on instead of the run's own.
+def take_run_dirs(
+    config: Config, starts: list[tuple[Config, Checkpoint | None]], locks: contextlib.ExitStack
+) -> list["SeedRun"]:
+    """The seeds' runs in new folders or in those of their checkpoints, which are ours until `locks` is closed.
 
     Raises:
-      ValueError: no run folder, no policy in it, or an environment that does not exist or does not fit.
+      ConfigError: one of them cannot be had; those made for it are gone again.
     """
-    config = read_config(run_dir)
-    # One device is enough, and the run's sizes need not divide among those that happen to be here.
-    config = dataclasses.replace(config, eval_env=eval_env or config.eval_env, num_devices=1)
-    path = run_dir / PARAMS_FILES[params]
-    if not path.exists():
-        raise ConfigError(f"{run_dir} holds no policy: no {path.name}, which the first evaluation leaves")
-    program = make_program(config, derive_schedule(config))
-    agent_state = load_params(path, jax.eval_shape(program.algorithm.init, jax.random.key(0)))
-    return beside_training(program), agent_state.replace(opt_state=None)
+    runs: list[SeedRun] = []
+    try:
+        for start in starts:
+            runs.append(SeedRun(*start))
+            locks.enter_context(lock(runs[-1].run_dir))
+        list_run_dirs(config, [seed_run.run_dir for seed_run in runs])
+    except ConfigError:
+        for seed_run in runs:
+            if seed_run.checkpoint is None:
+                (seed_run.run_dir / "lock").unlink(missing_ok=True)
+                seed_run.run_dir.rmdir()
+        raise
+    return runs
+
+
+def list_run_dirs(config: Config, run_dirs: list[Path], mode: str = "a") -> None:
+    """Adds run folders to --run_dir_file, one path per line; with `mode` "w" the file begins with them. The first
+    process alone does.
+
+    Raises:
+      ConfigError: it cannot be written.
+    """
+    if config.run_dir_file and not config.dry_run and devices.is_first_process():
+        try:
+            with open(config.run_dir_file, mode) as file:
+                file.writelines(f"{run_dir}\n" for run_dir in run_dirs)
+        except OSError as error:
+            raise ConfigError(f"--run_dir_file: cannot write {config.run_dir_file}: {error.strerror}") from None
 
 
 # Running.
@@ -242,9 +158,16 @@ class SeedRun:
         self.failure = ""
         self._unwritten: dict[str, Callable[[], None]] = {}
 
-    def open(self, program: Program, devices: list[str], trained_with: list[str], settle: Callable[[], None]) -> None:
-        """Records what is about to run and opens the loggers. `settle` waits for checkpoints that are being written."""
-        self._settle = settle
+    def open(
+        self, program: Program, kinds: list[str], together: list[str], wait_for_writer: Callable[[], None]
+    ) -> None:
+        """Records what is about to run and opens the loggers.
+
+        Args:
+          together: names of the run folders of all seeds trained together.
+          wait_for_writer: waits for checkpoints that are being written.
+        """
+        self._wait_for_writer = wait_for_writer
         per_step = program.schedule.env_steps_per_training_step
         position, run_id = (
             (self.checkpoint.position, self.checkpoint.manifest["wandb_run_id"])
@@ -255,8 +178,8 @@ class SeedRun:
         (self.run_dir / "failure.json").unlink(missing_ok=True)
         for leftover in (self.run_dir / "checkpoints").glob(".*"):  # half written when the process was killed
             shutil.rmtree(leftover, ignore_errors=True)
-        names = _trained_with(self.run_dir) if self.checkpoint else trained_with
-        self._write("config.json", lambda: write_record(self.run_dir, self.config, program.schedule, devices, names))
+        names = trained_with(self.run_dir) if self.checkpoint else together
+        self._write("config.json", lambda: write_record(self.run_dir, self.config, program.schedule, kinds, names))
         self.csv = CSVLogger(self.run_dir / "metrics.csv", read_rows(self.run_dir / "metrics.csv", self.evaluated_at))
         self.wandb = WandbLogger(self.config, self.run_dir, run_id) if self.config.log_wandb else None
         self.loggers: list[Logger] = [self.csv, *([self.wandb] if self.wandb else [])]
@@ -267,19 +190,25 @@ class SeedRun:
             default=-math.inf,
         )
 
-    def watch(self, values: dict[str, Any], env_steps: int) -> None:
+    def check_finite(self, values: dict[str, Any], env_steps: int) -> None:
         """Ends this seed at the first of `values` that is not finite; what is on disk stays as it was before."""
         for name, value in values.items():
             wrong = np.asarray(value)[~np.isfinite(value)]
             if wrong.size and not self.failure:
                 self._fail(name, float(wrong[0]), env_steps, f"{name} is {wrong[0]}")
 
+    def require_rows(self, drawable: int, env_steps: int) -> None:
+        """Ends this seed if there is no row of its replay to learn from."""
+        if not drawable and not self.failure:
+            text = "the replay holds nothing to draw, every trajectory in it is too short"
+            self._fail("training/replay_drawable", drawable, env_steps, text)
+
     def report(self, metrics: dict[str, float], env_steps: int, agent_state: Any, env_resets: np.ndarray) -> None:
         """Logs an evaluation and saves the parameters. `env_resets` (N,) counts how often each env blew up."""
         self.metrics = metrics
         for logger in self.loggers:
             logger.log(metrics, env_steps)
-        self.watch(metrics | learned_arrays(agent_state), env_steps)
+        self.check_finite(metrics | learned_arrays(agent_state), env_steps)
         resets, epoch = int(env_resets.sum()), env_steps - max(self.evaluated_at, 0)
         if resets > _MOST_RESETS * epoch and not self.failure:
             worst = int(env_resets.argmax())
@@ -307,7 +236,7 @@ class SeedRun:
             self._unwritten[name] = write
 
     def _fail(self, quantity: str, value: float, env_steps: int, text: str) -> None:
-        self._settle()
+        self._wait_for_writer()
         before = list_checkpoints(self.run_dir)
         self.failure = f"{text} at env step {env_steps:,}; see {self.run_dir}/failure.json"
         failure = {

@@ -6,8 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from src.train import Position, Program, beside_training
-from utils import survives
+from src.loop import Position
+from src.output import survives
+from src.program import Program, on_one_device
 
 
 class Showcase:
@@ -15,7 +16,7 @@ class Showcase:
 
     def __init__(self, program: Program, announce: Callable[[str], None]):
         """`announce` receives what was drawn, where, and how long training waited for it, as a line."""
-        self.program = beside_training(program)
+        self.program = on_one_device(program)
         self.announce = announce
         self.can_film = True
 

@@ -12,8 +12,9 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from envs.render import Renderer
+from src.algorithm import policy_of
 from src.evaluator import Episodes, run_episodes
-from src.train import Program
+from src.program import Program, key_beside
 
 SHOWN = ("best", "random", "worst")
 NUM_EPISODES = 32  # to choose the shown ones from
@@ -37,14 +38,13 @@ class Recording(NamedTuple):
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _roll_out(program: Program, num_episodes: int, agent_state: Any, key: jax.Array) -> tuple[Episodes, jax.Array]:
-    deterministic = program.config.deterministic_eval
-    policy = functools.partial(program.algorithm.act, agent_state, deterministic=deterministic)
-    return run_episodes(program.eval_env, policy, num_episodes, key, lambda env_state: env_state.pipeline_state.q)
+    policy = policy_of(program.algorithm, agent_state, program.config.deterministic_eval)
+    return run_episodes(program.eval_env, policy, num_episodes, key, program.eval_env.env.pose)
 
 
 def record(program: Program, agent_state: Any, num_episodes: int = NUM_EPISODES) -> Recording:
     """Runs the first episodes of the program's evaluation, acting as the evaluation does."""
-    key = jax.random.key(program.config.seed)
+    key = key_beside(program.config.seed, "video")
     episodes, poses = jax.device_get(_roll_out(program, num_episodes, agent_state.replace(opt_state=None), key))
     num_actions = -(-episodes.length // program.config.action_repeat).astype(int)
     action = np.arange(len(poses))[:, None]

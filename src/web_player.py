@@ -3,17 +3,20 @@
 MuJoCo's web viewer runs plugins: one side steps, the other draws, and messages go between them.
 """
 
+import contextlib
 import dataclasses
 import time
+from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
-from mujoco.studio import app, messages, plugin, sim, ux
+from mujoco.studio import app, messages, plugin, sim, ux, web_viewer
 from mujoco.studio.dear_imgui import dear_imgui as imgui
 
 
 @dataclasses.dataclass(frozen=True)
 class NewGoal(messages.Event):
-    """Asks for another goal: at `place`, x and y in metres, or drawn anew."""
+    """Asks for another goal: at `place`, x and y in metres, or drawn again."""
 
     place: tuple[float, float] | None = None
 
@@ -101,3 +104,15 @@ def plugins(stage: Any) -> list[plugin.Plugin]:
     """What the web viewer is launched with."""
     hidden = app.Config(show_options=False, show_inspector=False, show_toolbar=True)
     return [app.App(hidden), Policy(stage), Panel(stage.score())]
+
+
+@contextlib.contextmanager
+def listening_at(host: str) -> Iterator[None]:
+    """Inside the `with`, a web viewer that opens listens at `host` only. MuJoCo's own listens on every interface, and
+    whoever reaches it can use it."""
+    bind, banner = web_viewer.web_server.bind_public_socket, web_viewer._print_url_banner
+    with (
+        mock.patch.object(web_viewer.web_server, "bind_public_socket", lambda _, port=0: bind(host, port)),
+        mock.patch.object(web_viewer, "_print_url_banner", lambda _, port: banner(host, port)),
+    ):
+        yield

@@ -1,47 +1,47 @@
-"""What the tests share: the compilation cache, a tiny `Config`, and `ProbeEnv`, a point in a square without physics."""
+"""What the tests share: the compilation cache, a tiny `Config`, and `ProbeEnv`, `point` with chosen ends."""
 
 import contextlib
 import dataclasses
 import os
-import types
 from collections.abc import Iterator
+
+# Tests that run side by side get a core each, before JAX starts its threads: they would wait for each other's.
+if "PYTEST_XDIST_WORKER" in os.environ and hasattr(os, "sched_setaffinity"):
+    _cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {_cores[int(os.environ["PYTEST_XDIST_WORKER"].removeprefix("gw")) % len(_cores)]})
 
 import jax
 import jax.numpy as jnp
 import pytest
 
-import training
 from envs import ENVS
-from envs.base import EnvState, GoalEnv, Physics, unknown
-from src.train import Program, make_program
+from envs.base import EnvState
+from envs.point import Point
+from src.algorithms.crl import CRLConfig
+from src.process import enable_compilation_cache
+from src.program import Program, make_program
 from utils import Config, derive_schedule
 
 # Compiled programs are kept between tests, between runs of the tests, and for the commands that tests start.
-os.environ["JAX_COMPILATION_CACHE_DIR"] = training.enable_compilation_cache()
+os.environ["JAX_COMPILATION_CACHE_DIR"] = enable_compilation_cache()
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 
-@pytest.fixture(autouse=True)
-def _keep_jax_config(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In-process calls of `training.main` must undo neither the cache's settings above nor the number of devices."""
-    jax.devices()  # once in use, JAX keeps its devices
-    monkeypatch.setattr(training, "enable_compilation_cache", lambda: os.environ["JAX_COMPILATION_CACHE_DIR"])
+@pytest.fixture(autouse=True, scope="session")
+def _use_devices() -> None:
+    """Once in use, JAX keeps its devices: in-process calls of `training.main` must not change their number."""
+    jax.devices()
 
 
-class ProbeEnv(GoalEnv):
-    """A point in the unit square: an action moves it by 0.1 * action, a goal is another point of the square.
+class ProbeEnv(Point):
+    """`point` with chosen ends, whose pipeline state tells where it stands.
 
-    State: x, y. With `lives` (low, high) an episode ends early after that many steps, drawn at its start; the point's
-    position is NaN from then on. Without `ends` it does not end there: its physics blows up. With `tagged` the state
-    also holds what the episode was drawn with: start x, y and goal x, y. `traces` counts how often JAX traced `step`.
+    With `lives` (low, high) an episode ends early after that many steps, drawn at its start; the point's position is
+    NaN from then on. Without `ends` it does not end there: its physics blows up. With `tagged` the state also holds
+    what the episode was drawn with: start x, y and goal x, y. `traces` counts how often JAX traced `step`.
     """
 
-    action_size = 2
-    goal_indices = (0, 1)
-    goal_dist = 0.2
-    default_backend = "spring"
-    physics = {"spring": Physics(0.1, 1), "mjx": Physics(0.05, 2)}
     traces = 0
 
     def __init__(
@@ -52,53 +52,34 @@ class ProbeEnv(GoalEnv):
         ends: bool = True,
         tagged: bool = False,
     ):
-        self.backend = backend or self.default_backend
-        if self.backend not in self.physics:
-            raise ValueError(unknown("backend", self.backend, self.physics, f" of {type(self).__name__}"))
-        self.use_dense_reward = use_dense_reward
         self.lives = lives
         self.ends = ends
         self.tagged = tagged
-        self.state_dim = 6 if tagged else 2
-        self._physics = self.physics[self.backend]
-        self.dt = self._physics.timestep * self._physics.n_frames
-        self.sys = None
-        self._pipeline = types.SimpleNamespace(init=self._begin, step=self._move)
+        if tagged:
+            self.state_dim = 6
+        super().__init__(backend, use_dense_reward)
 
-    def build_xml(self):
-        raise NotImplementedError("the probe has no model")
-
-    def sample_start(self, key):
-        start_key, goal_key, life_key = jax.random.split(key, 3)
-        start = jax.random.uniform(start_key, (2,), minval=-1.0)
-        goal = jax.random.uniform(goal_key, (2,), minval=-1.0)
+    def sample_start(self, key, goal):
+        _, _, life_key = jax.random.split(key, 3)
+        position = super().sample_start(jax.random.clone(key), goal)
         low, high = self.lives or (2**30, 2**30)
-        return jnp.concatenate([start, goal]), jax.random.randint(life_key, (), low, high + 1), goal
+        life = jax.random.randint(life_key, (), low, high + 1)
+        return {"position": position, "tag": jnp.concatenate([position, goal]), "life": life}
 
-    def _begin(self, sys, q, qd):
-        return {"position": q[:2], "tag": q, "life": qd}
-
-    def _move(self, sys, pipeline_state, control):
-        position = jnp.clip(pipeline_state["position"] + self._physics.timestep * control, -1.0, 1.0)
+    def step_pipeline(self, pipeline_state, action):
+        position = super().step_pipeline(pipeline_state["position"], action)
         life = pipeline_state["life"] - 1
-        return {
-            "position": jnp.where(life < 0, jnp.nan, position),
-            "tag": pipeline_state["tag"],
-            "life": life,
-        }
+        return pipeline_state | {"position": jnp.where(life < 0, jnp.nan, position), "life": life}
 
     def observe(self, pipeline_state, action):
         position, tag = pipeline_state["position"], pipeline_state["tag"]
         return jnp.concatenate([position, tag]) if self.tagged else position
 
-    def step_metrics(self, before, pipeline_state, action):
-        return {"x": pipeline_state["position"][0], "effort": jnp.sum(jnp.square(action))}
-
-    def dense_reward(self, before, dist, metrics, action):
-        return -dist
-
     def terminated(self, pipeline_state):
         return (pipeline_state["life"] <= 0) & self.ends
+
+    def pose(self, env_state):
+        return env_state.pipeline_state["position"]
 
     def step(self, env_state: EnvState, action: jax.Array) -> EnvState:
         ProbeEnv.traces += 1
@@ -112,7 +93,7 @@ sa_repr_mean sa_repr_std g_repr_mean g_repr_std l_align l_unif l2_penalty
 """
 UPDATE_METRICS = frozenset(_UPDATE_METRICS.split())
 
-TINY = Config(
+TINY = CRLConfig(
     env_name="probe",
     num_timesteps=160,
     num_evals=3,
@@ -134,12 +115,19 @@ def tiny(**changes) -> Config:
     return dataclasses.replace(TINY, **changes)
 
 
+def tiny_of(config_class: type[Config], like: Config = TINY, **changes) -> Config:
+    """The same for another algorithm's flags."""
+    names = {field.name for field in dataclasses.fields(config_class)} - {"algorithm"}
+    shared = {f.name: getattr(like, f.name) for f in dataclasses.fields(like) if getattr(like, f.name) != f.default}
+    return config_class(**{name: value for name, value in shared.items() if name in names} | changes)
+
+
 def flags(config: Config) -> list[str]:
     """The command line of a config, switches as sweep agents write them."""
     return [
         f"--{field.name}={getattr(config, field.name)}"
-        for field in dataclasses.fields(Config)
-        if getattr(config, field.name) != field.default
+        for field in dataclasses.fields(config)
+        if field.name == "algorithm" or getattr(config, field.name) != field.default
     ]
 
 

@@ -1,59 +1,16 @@
-"""For the tests of what is drawn: a probe env with a MuJoCo model, and runs of it."""
+"""For the tests of what is drawn: whether anything can be, runs that draw, and where their colours are."""
 
 from pathlib import Path
 
-import jax
 import mujoco
 import numpy as np
 import pytest
 from conftest import ProbeEnv, flags, registered, tiny
-from flax import struct
 
 import training
 from envs.render import open_renderer
 
-POINT_MODEL = """
-<mujoco>
-  <worldbody>
-    <geom name="floor" type="plane" size="2 2 1"/>
-    <geom type="box" size="0.1 0.2 0.1" pos="0.5 0.5 0.1"/>
-    <body name="point" pos="0 0 0.1">
-      <joint name="x" type="slide" axis="1 0 0"/>
-      <joint name="y" type="slide" axis="0 1 0"/>
-      <geom type="sphere" size="0.1" mass="1"/>
-    </body>
-  </worldbody>
-  <actuator><motor joint="x"/><motor joint="y"/></actuator>
-</mujoco>
-"""
-
-
-@struct.dataclass
-class PointState:
-    """The probe's pipeline state with the joint positions `q` that engines have."""
-
-    position: jax.Array
-    tag: jax.Array
-    life: jax.Array
-
-    def __getitem__(self, name: str) -> jax.Array:
-        return getattr(self, name)
-
-    @property
-    def q(self) -> jax.Array:
-        return self.position
-
-
-class DrawnProbe(ProbeEnv):
-    """`ProbeEnv` with a MuJoCo model: a ball on two slides, and a wall at (0.5, 0.5) that stops nothing."""
-
-    model_xml = POINT_MODEL
-
-    def _begin(self, sys, q, qd):
-        return PointState(**super()._begin(sys, q, qd))
-
-    def _move(self, sys, pipeline_state, control):
-        return PointState(**super()._move(sys, pipeline_state, control))
+DrawnProbe = ProbeEnv
 
 
 def can_draw() -> bool:

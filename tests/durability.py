@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 import training
-from utils import Config, command_line
+from src.command_line import command_line
+from utils import Config
 
 PROGRAM = str(Path(__file__).parent / "probe_training.py")
 
@@ -18,7 +19,8 @@ def arguments(config: Config, *more: str) -> list[str]:
 def start_process(config: Config, *more: str, **options) -> subprocess.Popen:
     """The training as a process of its own."""
     words = [sys.executable, PROGRAM, *arguments(config, *more)]
-    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options)
+    piped = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(words, **piped | options)
 
 
 def read_until(process: subprocess.Popen, text: str) -> str:

@@ -1,15 +1,27 @@
 """Rollouts from chosen physical states, for the tests of environments: (N, ...) envs, (T, N, ...) steps."""
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from envs.base import EnvState, GoalEnv
+from envs.base import EnvState
+from envs.physics import PhysicsEnv
 
 
-def random_ants(env: GoalEnv, rng: np.random.Generator, xy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def start_and_goal(env: PhysicsEnv) -> Callable[[jax.Array], tuple[jax.Array, jax.Array, jax.Array]]:
+    """Key -> q, qd, goal of an episode."""
+
+    def draw(key):
+        goal = env.sample_goal(key)
+        return *env.sample_start(key, goal), goal
+
+    return draw
+
+
+def random_ants(env: PhysicsEnv, rng: np.random.Generator, xy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(N, q), (N, qd) moving ants in random poses with their torsos above `xy` (N, 2); other bodies at rest."""
     count = len(xy)
     yaw, tilt = rng.uniform(0, 2 * np.pi, count), rng.normal(0, 0.1, (2, count))
@@ -26,13 +38,13 @@ def random_ants(env: GoalEnv, rng: np.random.Generator, xy: np.ndarray) -> tuple
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _roll(env: GoalEnv, q: jax.Array, qd: jax.Array, goal: jax.Array, actions: jax.Array) -> EnvState:
+def _roll(env: PhysicsEnv, q: jax.Array, qd: jax.Array, goal: jax.Array, actions: jax.Array) -> EnvState:
     shapes = jax.eval_shape(jax.vmap(env.reset), jax.random.split(jax.random.key(0), len(q)))
 
     def place(q, qd):
         # Twice: a maze puts its walls around the torso, and the generalized engine finds contacts at the end of a step.
-        pipeline_state = env._pipeline.init(env.sys, q, qd)
-        return env._pipeline.init(env.step_system(pipeline_state), q, qd)
+        pipeline_state = env.engine.init(env.sys, q, qd)
+        return env.engine.init(env.step_system(pipeline_state), q, qd)
 
     pipeline_state = jax.vmap(place)(q, qd)
     env_state = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes).replace(
@@ -46,6 +58,6 @@ def _roll(env: GoalEnv, q: jax.Array, qd: jax.Array, goal: jax.Array, actions: j
     return jax.lax.scan(step, env_state, actions)[1]
 
 
-def roll(env: GoalEnv, q, qd, goal, actions) -> EnvState:
+def roll(env: PhysicsEnv, q, qd, goal, actions) -> EnvState:
     """The states after each of `actions` (T, N, action_size), from joint positions and velocities (N, ...)."""
     return _roll(env, *(jnp.asarray(leaf, jnp.float32) for leaf in (q, qd, goal, actions)))

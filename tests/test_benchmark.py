@@ -9,7 +9,7 @@ import pytest
 from conftest import ProbeEnv, flags, tiny
 
 from scripts import benchmark, benchmark_checkpoint
-from src.plan import planned_bytes
+from src.plan import measure, planned_bytes
 
 pytestmark = pytest.mark.usefixtures("probe_registered")
 
@@ -26,7 +26,7 @@ def test_a_sweep_leaves_figures_table_and_plot(monkeypatch, tmp_path, capsys):
     assert [(each["flags"]["num_envs"], each["flags"]["num_seeds"]) for each in results] == [(4, 1), (6, 1), (4, 2)]
     for each in results:
         assert all(math.isfinite(value) and value > 0 for value in each.values() if isinstance(value, float))
-    assert results[0]["planned MiB"] == pytest.approx(planned_bytes(tiny(), ProbeEnv().sizes, 1) / 2**20)
+    assert results[0]["planned MiB"] == pytest.approx(planned_bytes(tiny(), measure(tiny(), ProbeEnv()), 1) / 2**20)
     assert results[0]["device"].startswith("cpu x 1, ")
     assert results[2]["replay MiB"] == pytest.approx(2 * results[0]["replay MiB"])
     assert [each["flags"]["num_seeds"] for each in benchmark.along(results, "num_seeds")] == [1, 2]

@@ -1,25 +1,21 @@
 """The environment check: passes on a sound environment, and finds each kind of fault."""
 
-import types
-
+import jax
 import jax.numpy as jnp
 import pytest
 from conftest import ProbeEnv, registered
 
 from envs import ENVS, check
-from envs.check import check_env, main
+from envs.check import check_control_step, check_env, main
+from envs.physics import Physics
+from envs.reacher import Reacher
 
 
 class Sound(ProbeEnv):
-    """The probe, with as much of a model as the check asks for; episodes end early after 2 or 3 steps."""
-
-    state_dim = 2
+    """The probe; its episodes end early after 2 or 3 steps."""
 
     def __init__(self, **options):
         super().__init__(lives=(2, 3), **options)
-        self.sys = types.SimpleNamespace(
-            act_size=lambda: self.action_size, opt=types.SimpleNamespace(timestep=self._physics.timestep)
-        )
 
 
 class WrongGoalIndices(Sound):
@@ -29,30 +25,26 @@ class WrongGoalIndices(Sound):
         return jnp.linalg.norm(state - goal, axis=-1)
 
 
-class IndicesOutside(Sound):
-    goal_indices = (0, 2)
-
-
 class WrongActionSize(Sound):
-    def __init__(self, **options):
-        super().__init__(**options)
-        self.sys.act_size = lambda: 3
+    action_size = 3
 
 
 class VectorMetric(Sound):
-    def step_metrics(self, before, pipeline_state, action):
+    def step_metrics(self, before, after, action):
         return {"effort": jnp.square(action)}
 
 
 class NotFinite(Sound):
-    def step_metrics(self, before, pipeline_state, action):
+    def step_metrics(self, before, after, action):
         return {"effort": jnp.log(action[0])}
 
 
 class OneStartForAll(Sound):
-    def sample_start(self, key):
-        q, qd, goal = super().sample_start(key)
-        return jnp.zeros_like(q), qd, jnp.zeros_like(goal)
+    def sample_goal(self, key):
+        return jnp.zeros(2)
+
+    def sample_start(self, key, goal):
+        return jax.tree.map(jnp.zeros_like, super().sample_start(key, goal)) | {"life": 3}
 
 
 class MovingGoal(Sound):
@@ -67,17 +59,21 @@ class RewardIsNotSuccess(Sound):
 
 
 class CountsNoSteps(Sound):
-    def reset(self, key):
-        return super().reset(key).replace(steps=jnp.ones((), jnp.int32))
+    def reset(self, key, goal=None):
+        return super().reset(key, goal).replace(steps=jnp.ones((), jnp.int32))
 
 
-class UnequalControlSteps(Sound):
-    physics = {**ProbeEnv.physics, "mjx": ProbeEnv.physics["spring"].__class__(0.05, 3)}
+class NoTime(Sound):
+    dt = 0.0
+
+
+class PoseOfAnotherModel(Sound):
+    def pose(self, env_state):
+        return jnp.zeros((*env_state.done.shape, 3))
 
 
 FAULTS = {
     WrongGoalIndices: "success",
-    IndicesOutside: "contract",
     WrongActionSize: "contract",
     VectorMetric: "contract",
     NotFinite: "finite",
@@ -85,7 +81,8 @@ FAULTS = {
     MovingGoal: "fresh goals",
     RewardIsNotSuccess: "success",
     CountsNoSteps: "episodes",
-    UnequalControlSteps: "control step",
+    NoTime: "control step",
+    PoseOfAnotherModel: "picture",
 }
 
 
@@ -103,18 +100,28 @@ def test_each_fault_is_found(env_class):
     assert FAULTS[env_class] in failures(env_class())
 
 
-def test_command_prints_a_line_a_check(capsys):
+def test_control_steps_of_another_length_are_found(monkeypatch):
+    """Where backends differ, and where the loaded model has another time step than its backend says."""
+    env = Reacher("spring")
+    assert check_control_step(env).passed
+    for physics in ({"spring": Physics(0.005, 4), "mjx": Physics(0.005, 5)}, {"spring": Physics(0.02, 1)}):
+        monkeypatch.setattr(Reacher, "physics", physics)
+        assert not check_control_step(env).passed
+
+
+def test_command_prints_a_line_per_check(capsys):
     with registered(probe=Sound):
         assert main(["probe", "--num_envs", "4", "--num_steps", "40"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 8
+    assert len(lines) == 9
     assert all(line.startswith("PASS probe ") for line in lines)
 
 
 def test_command_fails_with_the_check(capsys):
     with registered(probe=WrongActionSize):
         assert main(["probe", "--num_envs", "4", "--num_steps", "40"]) == 1
-    assert capsys.readouterr().out == "FAIL probe contract: action_size is 2, the model's 3\n"
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith("FAIL probe contract: ") and "(2,)" in line and "(3,)" in line
 
 
 @pytest.mark.parametrize(
@@ -126,6 +133,7 @@ def test_command_fails_with_the_check(capsys):
         ["ant", "--all"],
         ["ant", "--num_envs", "99999999999"],
         ["--all", "--backend", "warp"],
+        ["point", "--backend", "spring"],
     ],
 )
 def test_bad_input_is_one_line(args, capsys):
@@ -135,24 +143,22 @@ def test_bad_input_is_one_line(args, capsys):
 
 
 def test_all_checks_every_environment(capsys, monkeypatch):
-    monkeypatch.setattr(check, "ENVS", {"first": Sound, "second": IndicesOutside})
-    with registered(first=Sound, second=IndicesOutside):
+    monkeypatch.setattr(check, "ENVS", {"first": Sound, "second": VectorMetric})
+    with registered(first=Sound, second=VectorMetric):
         assert main(["--all", "--num_envs", "4", "--num_steps", "40"]) == 1
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[1] for line in lines] == ["first"] * 8 + ["second"]
+    assert [line.split()[1] for line in lines] == ["first"] * 9 + ["second"]
 
 
 def test_all_goes_on_after_an_environment_without_the_backend(capsys, monkeypatch):
-    class OnlyMjx(Sound):
-        default_backend = "mjx"
-        physics = {"mjx": Sound.physics["mjx"]}
-
-    monkeypatch.setattr(check, "ENVS", {"first": OnlyMjx, "second": Sound})
-    with registered(first=OnlyMjx, second=Sound):
-        assert main(["--all", "--backend", "spring", "--num_envs", "4", "--num_steps", "40"]) == 0
+    names = ("ant_push", "point", "reacher")
+    monkeypatch.setattr(check, "ENVS", {name: ENVS[name] for name in names})
+    assert main(["--all", "--backend", "spring", "--num_envs", "4", "--num_steps", "4"]) == 0
     output = capsys.readouterr()
-    assert output.err.startswith("error: unknown backend 'spring' of OnlyMjx") and output.err.count("\n") == 1
-    assert output.out.count("PASS second ") == 8
+    first, second = output.err.splitlines()
+    assert first.startswith("error: unknown backend 'spring' of AntPush")
+    assert second == "error: Point has no physics engine: leave the backend 'spring' out"
+    assert output.out.count("PASS reacher ") == 9
 
 
 def test_table_has_a_row_for_every_environment(capsys):
@@ -162,4 +168,6 @@ def test_table_has_a_row_for_every_environment(capsys):
     assert len({len(row) for row in rows}) == 1
     titles = rows[0]
     ant = dict(zip(titles, rows[2 + list(ENVS).index("ant")], strict=True))
+    point = dict(zip(titles, rows[2 + list(ENVS).index("point")], strict=True))
+    assert (point["backend"], point["ends early"]) == ("-", "no")
     assert (ant["obs"], ant["state"], ant["goal indices"], ant["ends early"]) == ("31", "29", "0, 1", "yes")

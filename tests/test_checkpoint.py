@@ -1,19 +1,19 @@
-"""Parameters on disk, and the policy that acts from them."""
+"""Parameters on disk."""
 
 import functools
 import zipfile
-from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import ProbeEnv, registered, tiny
+from conftest import ProbeEnv, tiny
 
-from src import checkpoint, crl
+from src import checkpoint
+from src.agent import update_moments
+from src.algorithms import crl
 from utils import ConfigError, derive_schedule, write_record
 
-STATE_DIM, GOAL_DIM, ACTION_SIZE = 2, 2, 2
+STATE_DIM, GOAL_DIM = 2, 2
 CONFIG = tiny(normalize_observations=True, use_c_target=True)
 
 
@@ -22,7 +22,7 @@ def trained(config=CONFIG, seed=5):
     """An agent state that has seen something, without training."""
     agent_state = crl.init(config, crl.make_networks(config, ProbeEnv()), jax.random.key(seed))
     states = jax.random.normal(jax.random.key(seed + 1), (50, STATE_DIM)) * 3 + 1
-    return agent_state.replace(normalizer=crl.observe(agent_state.normalizer, states))
+    return agent_state.replace(normalizer=update_moments(agent_state.normalizer, states))
 
 
 def example(config=CONFIG):
@@ -124,51 +124,3 @@ def test_a_failed_save_leaves_the_file_before(run_dir, monkeypatch):
         checkpoint.save_params(path, trained(seed=6))
     assert path.read_bytes() == before
     assert sorted(run_dir.iterdir()) == names
-
-
-@pytest.fixture
-def load_policy(run_dir):
-    def load(**options):
-        with registered(probe=ProbeEnv):
-            return checkpoint.load_policy(run_dir, **options)
-
-    return load
-
-
-OBS = np.random.default_rng(0).standard_normal((7, STATE_DIM + GOAL_DIM)).astype(np.float32)
-
-
-def test_the_policy_acts_as_the_agent_did(load_policy, run_dir):
-    """Normaliser and all: it is what the run evaluated with --deterministic_eval."""
-    networks = crl.make_networks(CONFIG, ProbeEnv())
-    expected = crl.act(networks, trained(), jnp.asarray(OBS), None, deterministic=True)
-    actions = load_policy()(OBS)
-    assert actions.shape == (7, ACTION_SIZE)
-    assert np.all(np.abs(actions) <= 1)
-    np.testing.assert_allclose(actions, expected, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(load_policy()(OBS[0]), expected[0], rtol=1e-5, atol=1e-6)
-    bare = crl.act(networks, trained().replace(normalizer=None), jnp.asarray(OBS), None, deterministic=True)
-    assert np.max(np.abs(bare - expected)) > 1e-2
-
-
-def test_a_stochastic_policy_needs_a_key_and_uses_it(load_policy):
-    policy = load_policy(deterministic=False)
-    with pytest.raises(ValueError, match="needs a key"):
-        policy(OBS)
-    first, second = policy(OBS, jax.random.key(0)), policy(OBS, jax.random.key(1))
-    assert np.array_equal(first, policy(OBS, jax.random.key(0)))
-    assert not np.allclose(first, second)
-    assert np.all(np.abs(first) <= 1)
-
-
-def test_a_folder_that_is_no_run_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="is not a run folder"):
-        checkpoint.load_policy(tmp_path / "nothing")
-
-
-def test_parameters_trained_under_an_older_jax_act_as_they_did_there():
-    """A run folder of JAX 0.10.2, and the actions it chose there; the tests run on every supported version."""
-    policy = checkpoint.load_policy(Path(__file__).parent / "data" / "policy_of_jax_0.10")
-    obs = np.linspace(-1, 1, 39).reshape(3, 13)
-    actions = [[-0.86583865, 0.24069673], [0.05498117, -0.47034395], [0.17060605, -0.52968955]]
-    np.testing.assert_allclose(policy(obs), actions, atol=1e-5)

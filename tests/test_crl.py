@@ -10,8 +10,11 @@ import pytest
 from conftest import UPDATE_METRICS, ProbeEnv, tiny
 from jax.flatten_util import ravel_pytree
 
-from src import crl, losses
-from src.replay_buffer import Batch
+from src import critics, losses
+from src.agent import Normalizer, batch_means, normalize, update_moments
+from src.algorithms import crl
+from src.goals import with_other_goals
+from src.networks import NETWORKS, Encoder, make_trunk
 
 BATCH = 12
 RATE_FLAGS = {"actor": "policy_lr", "critic": "critic_lr", "log_alpha": "alpha_lr"}
@@ -32,7 +35,13 @@ def make_batch(seed=0, offset=0.0, scale=1.0):
     random = np.random.default_rng(seed)
     state, future = offset + scale * random.standard_normal((2, BATCH, 6))
     action = np.tanh(random.standard_normal((BATCH, 2)))
-    return Batch(*(jnp.asarray(x, jnp.float32) for x in (state, action, future)))
+    return crl.Batch(*(jnp.asarray(x, jnp.float32) for x in (state, action, future[:, :2])))
+
+
+def represent(config, critic, state, action, goal):
+    """phi and psi of the critic's parameters, by encoders made here."""
+    encoder = Encoder(make_trunk(config, "critic"), config.repr_dim)
+    return encoder.apply(critic["sa_encoder"], state, action), encoder.apply(critic["g_encoder"], goal)
 
 
 def update(config, agent_state, batch, key=None):
@@ -47,16 +56,10 @@ def update(config, agent_state, batch, key=None):
 
 def separate_losses(config, networks, batch, key):
     """Critic, actor and temperature loss as three functions of their own parameters, everything else held fixed."""
-    goal = batch.future_state[:, jnp.array(networks.goal_indices)]
-
-    def represent(critic, state, action, goal):
-        return (
-            networks.sa_encoder.apply(critic["sa_encoder"], state, action),
-            networks.g_encoder.apply(critic["g_encoder"], goal),
-        )
+    goal = batch.future_goal
 
     def critic(critic_params):
-        phi, psi = represent(critic_params, batch.state, batch.action, goal)
+        phi, psi = represent(config, critic_params, batch.state, batch.action, goal)
         logits = losses.l2(phi[:, None], psi[None, :])
         log_partition = jax.nn.logsumexp(logits, axis=1)
         return losses.symmetric_infonce(logits) + config.logsumexp_penalty * jnp.mean(log_partition**2)
@@ -68,7 +71,7 @@ def separate_losses(config, networks, batch, key):
 
     def actor(actor_params, critic_params, log_alpha):
         action, log_prob = policy(actor_params)
-        phi, psi = represent(critic_params, batch.state, action, goal)
+        phi, psi = represent(config, critic_params, batch.state, action, goal)
         return jnp.mean(jnp.exp(log_alpha) * log_prob - losses.l2(phi, psi))
 
     def temperature(log_alpha, actor_params):
@@ -161,11 +164,10 @@ def test_what_is_reported(use_c_target):
 
 
 def critic_loss(config, phi, psi, c_target=1.0):
-    loss = functools.partial(crl.critic_loss, config)
-    (value, metrics), gradients = jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)(
-        {"c_target": jnp.asarray(c_target)}, phi, psi
-    )
-    return value, crl.batch_means(metrics), gradients
+    loss = functools.partial(critics.critic_loss, config, critics.two_encoders(config, 6, 2, 2))
+    params = {"c_target": jnp.asarray(c_target)} if config.use_c_target else {}
+    (value, metrics), gradients = jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)(params, phi, psi)
+    return value, batch_means(metrics), gradients
 
 
 @pytest.fixture(scope="module")
@@ -238,9 +240,9 @@ def test_c_target_scales_the_logits(representations):
     assert value == pytest.approx(np.mean((2.5 * margin - 1) ** 2), rel=1e-5)
     assert metrics["c_target"] == 2.5
     assert by_params["c_target"] == pytest.approx(np.mean(2 * (2.5 * margin - 1) * margin), rel=1e-4)
-    unscaled, _, (untouched, _, _) = critic_loss(plain(contrastive_loss_fn="ipo"), *representations, c_target=2.5)
+    unscaled, metrics, _ = critic_loss(plain(contrastive_loss_fn="ipo"), *representations)
     assert unscaled == pytest.approx(np.mean((margin - 1) ** 2), rel=1e-5)
-    assert untouched["c_target"] == 0
+    assert "c_target" not in metrics
 
 
 def test_c_target_is_learned_from_one():
@@ -269,15 +271,15 @@ def policy_parts(config, log_alpha=0.5):
     networks, agent = start(tiny(energy_fn=config.energy_fn))
     params = agent.params | {"log_alpha": jnp.asarray(log_alpha)}
     batch, key = make_batch(7), jax.random.key(8)
-    goal = batch.future_state[:, :2]
-    psi = networks.g_encoder.apply(params["critic"]["g_encoder"], goal)
+    goal = batch.future_goal
+    psi = networks.critic.psi(params["critic"], goal)
     loss, metrics = crl.policy_loss(config, networks, params, key, batch.state, goal, psi)
-    metrics = crl.batch_means(metrics)
+    metrics = batch_means(metrics)
 
     def pieces(goal, psi):
         mean, std = networks.actor.apply(params["actor"], batch.state, goal)
         z = mean + std * jax.random.normal(key, mean.shape)
-        phi = networks.sa_encoder.apply(params["critic"]["sa_encoder"], batch.state, jnp.tanh(z))
+        phi, _ = represent(config, params["critic"], batch.state, jnp.tanh(z), goal)
         return (
             np.asarray(losses.tanh_gaussian_log_prob(z, mean, std)),
             np.asarray(losses.ENERGY_FNS[config.energy_fn](phi, psi)),
@@ -312,7 +314,7 @@ def test_exploration_coef_rewards_or_costs_the_norm_of_phi(energy_fn, sign):
 @pytest.mark.parametrize(("share", "swapped"), [(0.0, 0), (0.25, 3), (0.5, 6), (1.0, BATCH)])
 def test_random_goals_is_the_share_of_rows_with_another_rows_goal(share, swapped):
     goal, psi = jnp.arange(2.0 * BATCH).reshape(BATCH, 2), 100 * jnp.arange(3.0 * BATCH).reshape(BATCH, 3)
-    other_goal, other_psi = crl.with_other_goals(share, goal, psi)
+    other_goal, other_psi = with_other_goals(share, goal, psi)
     of_row = other_goal[:, 0] / 2
     assert np.sum(np.asarray(of_row) != np.arange(BATCH)) == swapped
     np.testing.assert_array_equal(other_goal, goal[of_row.astype(int)])
@@ -328,7 +330,7 @@ def test_random_goals_reach_actor_and_critic_alike():
 # Networks of a config.
 
 
-@pytest.mark.parametrize("network", crl.NETWORKS)
+@pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("use_ln", [False, True])
 def test_use_ln_reaches_the_actor_and_both_encoders(network, use_ln):
     config = tiny(network=network, use_ln=use_ln, n_hidden=3)
@@ -372,11 +374,11 @@ def test_the_normalizer_keeps_the_moments_of_all_it_has_seen():
     random = np.random.default_rng(0)
     scale, offset = np.array([1.0, 0.01, 50.0]), np.array([0.0, 30.0, -2000.0])
     seen = offset + scale * random.standard_normal((600, 3))
-    normalizer = crl.Normalizer(jnp.zeros(()), jnp.zeros(3), jnp.zeros(3))
+    normalizer = Normalizer(jnp.zeros(()), jnp.zeros(3), jnp.zeros(3))
     start = 0
     for shape in [(1, 3), (7, 3), (4, 50, 3), (2, 3), (390, 3)]:
         size = int(np.prod(shape[:-1]))
-        normalizer = crl.observe(normalizer, jnp.asarray(seen[start : start + size].reshape(shape), jnp.float32))
+        normalizer = update_moments(normalizer, jnp.asarray(seen[start : start + size].reshape(shape), jnp.float32))
         start += size
         expected = seen[:start]
         assert normalizer.count == start
@@ -392,7 +394,7 @@ MOMENTS = (np.linspace(-3, 3, 6), np.geomspace(0.1, 10, 6))
 
 def with_moments(agent, mean, std, count=50.0):
     mean, std = (jnp.asarray(x, jnp.float32) for x in (mean, std))
-    return agent.replace(normalizer=crl.Normalizer(jnp.asarray(count), mean, count * std**2))
+    return agent.replace(normalizer=Normalizer(jnp.asarray(count), mean, count * std**2))
 
 
 def standardised(states):
@@ -400,10 +402,9 @@ def standardised(states):
 
 
 def test_goals_are_scaled_by_the_moments_of_their_entries():
-    networks = make_networks(NORMALIZED)._replace(goal_indices=(4, 1))
     agent = with_moments(start(NORMALIZED)[1], *MOMENTS)
     states = np.random.default_rng(1).standard_normal((5, 6))
-    state, goal = crl.normalize(agent.normalizer, networks, jnp.asarray(states), jnp.asarray(states[:, [4, 1]]))
+    state, goal = normalize(agent.normalizer, (4, 1), jnp.asarray(states), jnp.asarray(states[:, [4, 1]]))
     np.testing.assert_allclose(state, standardised(states), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(goal, standardised(states)[:, [4, 1]], rtol=1e-4, atol=1e-5)
 
@@ -414,7 +415,7 @@ def test_one_normalisation_for_the_actor_and_both_encoders():
     raw = make_batch(offset=2.0, scale=3.0)
     ready = raw.replace(
         state=jnp.asarray(standardised(raw.state), jnp.float32),
-        future_state=jnp.asarray(standardised(raw.future_state), jnp.float32),
+        future_goal=jnp.asarray((raw.future_goal - MOMENTS[0][:2]) / MOMENTS[1][:2], jnp.float32),
     )
     normalised, metrics = update(NORMALIZED, with_moments(agent, *MOMENTS), raw)
     expected, expected_metrics = update(tiny(), agent.replace(normalizer=None), ready)
@@ -432,9 +433,9 @@ def test_acting_normalises_like_learning():
     goals = states[::-1, :2]
     ready = np.concatenate([standardised(states), standardised(states)[::-1, :2]], axis=-1)
     raw = np.concatenate([states, goals], axis=-1)
-    act = functools.partial(crl.act, networks, key=None, deterministic=True)
-    actions = act(with_moments(agent, *MOMENTS), jnp.asarray(raw, jnp.float32))
-    expected = act(agent.replace(normalizer=None), jnp.asarray(ready, jnp.float32))
+    act = functools.partial(crl.act, NORMALIZED, networks, memory=(), key=None, deterministic=True)
+    actions, _ = act(with_moments(agent, *MOMENTS), obs=jnp.asarray(raw, jnp.float32))
+    expected, _ = act(agent.replace(normalizer=None), obs=jnp.asarray(ready, jnp.float32))
     np.testing.assert_allclose(actions, expected, rtol=1e-3, atol=1e-5)
 
 
@@ -442,22 +443,22 @@ def test_a_normalizer_that_has_seen_nothing_changes_nothing():
     networks, agent = start(NORMALIZED)
     assert agent.normalizer.count == 0
     state, goal = jnp.ones((2, 6)), 2 * jnp.ones((2, 2))
-    one, other = crl.normalize(agent.normalizer, networks, state, goal)
+    one, other = normalize(agent.normalizer, networks.goal_indices, state, goal)
     np.testing.assert_array_equal(one, state)
     np.testing.assert_array_equal(other, goal)
 
 
 def test_an_entry_that_never_moves_is_not_blown_up():
     networks, agent = start(NORMALIZED)
-    normalizer = crl.observe(agent.normalizer, jnp.full((100, 6), 0.3))
-    state, _ = crl.normalize(normalizer, networks, jnp.full((1, 6), 0.3 + 1e-6), jnp.zeros((1, 2)))
+    normalizer = update_moments(agent.normalizer, jnp.full((100, 6), 0.3))
+    state, _ = normalize(normalizer, networks.goal_indices, jnp.full((1, 6), 0.3 + 1e-6), jnp.zeros((1, 2)))
     assert np.all(np.abs(state) < 1e-3)
 
 
 def test_without_the_flag_there_is_no_normalizer():
     agent = start(tiny())[1]
     assert agent.normalizer is None
-    assert crl.observe(None, jnp.ones((3, 6))) is None
+    assert update_moments(None, jnp.ones((3, 6))) is None
 
 
 # Acting.
@@ -467,9 +468,12 @@ def test_actions_are_samples_of_the_tanh_gaussian():
     networks, agent = start(tiny())
     obs = jnp.concatenate([jnp.linspace(-1, 1, 6), jnp.array([0.5, -0.5])])
     mean, std = networks.actor.apply(agent.params["actor"], obs[:6], obs[6:])
-    assert np.asarray(crl.act(networks, agent, obs, None, deterministic=True)) == pytest.approx(np.tanh(mean))
+    act = functools.partial(crl.act, tiny(), networks, agent, ())
+    action, memory = act(obs, None, deterministic=True)
+    assert np.asarray(action) == pytest.approx(np.tanh(mean))
+    assert memory == ()
 
-    actions = np.asarray(crl.act(networks, agent, jnp.tile(obs, (20_000, 1)), jax.random.key(0)))
+    actions = np.asarray(act(jnp.tile(obs, (20_000, 1)), jax.random.key(0))[0])
     assert actions.shape == (20_000, 2)
     assert np.all(np.abs(actions) <= 1)
     z = np.arctanh(np.clip(actions.astype(np.float64), -1 + 1e-7, 1 - 1e-7))
@@ -480,5 +484,5 @@ def test_actions_are_samples_of_the_tanh_gaussian():
 
 def test_the_goal_changes_the_action():
     networks, agent = start(tiny())
-    act = functools.partial(crl.act, networks, agent, key=None, deterministic=True)
-    assert not np.allclose(act(jnp.zeros(8)), act(jnp.zeros(8).at[7].set(1.0)))
+    act = functools.partial(crl.act, tiny(), networks, agent, (), key=None, deterministic=True)
+    assert not np.allclose(act(jnp.zeros(8))[0], act(jnp.zeros(8).at[7].set(1.0))[0])

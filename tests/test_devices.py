@@ -17,8 +17,9 @@ from durability import arguments, run_dirs, start_process
 import training
 from src import devices
 from src.checkpoint import list_checkpoints, read_arrays, read_manifest
+from src.output import read_rows
 from src.plan import mesh_shape
-from utils import ConfigError, read_rows
+from utils import ConfigError
 
 # Sizes that divide among four devices; the moments of normalised observations are sums over all of them.
 DIVISIBLE = tiny(num_envs=8, batch_size=8, num_eval_envs=8, normalize_observations=True)
@@ -267,10 +268,18 @@ def test_a_first_process_that_comes_late_is_waited_for():
         timer.join()
 
 
-def test_a_coordinator_that_is_not_there_is_refused_in_one_line(monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (RuntimeError("DEADLINE_EXCEEDED:\nnobody answers"), "RuntimeError: DEADLINE_EXCEEDED: nobody answers"),
+        (ValueError("coordinator_address should be defined"), "ValueError: coordinator_address should be defined"),
+        (KeyError("OMPI_COMM_WORLD_SIZE"), "KeyError: 'OMPI_COMM_WORLD_SIZE'"),  # a launcher's variables in part
+    ],
+)
+def test_a_coordinator_that_is_not_there_is_refused_in_one_line(monkeypatch, error, said):
     def fail(**options):
-        raise RuntimeError("DEADLINE_EXCEEDED:\nnobody answers")
+        raise error
 
     monkeypatch.setattr(devices.jax.distributed, "initialize", fail)
-    with pytest.raises(ConfigError, match="--coordinator_address auto: DEADLINE_EXCEEDED: nobody answers"):
+    with pytest.raises(ConfigError, match=f"--coordinator_address auto: {said}"):
         devices.join(tiny(coordinator_address="auto"))

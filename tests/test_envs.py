@@ -14,10 +14,13 @@ import mujoco
 import numpy as np
 import pytest
 from conftest import ProbeEnv
+from rollouts import start_and_goal
 
 from envs import ENVS, make_env
-from envs.base import BACKENDS, apply_physics
+from envs.base import GoalEnv
 from envs.check import QUICK_COMPILE, check_env
+from envs.humanoid import Humanoid
+from envs.physics import BACKENDS, ENGINES, Engine, apply_physics
 from envs.reacher import Reacher
 
 SLOW = pytest.mark.slow
@@ -40,7 +43,7 @@ def built(name: str, backend: str | None = None):
 @functools.cache
 def checked(name: str, backend: str | None = None):
     """The checks of an environment and its roll-out, in episodes of two steps."""
-    # MuJoCo's default solver, with 20 iterations of 50 line searches, takes a minute a step without optimisation.
+    # MuJoCo's default solver, with 20 iterations of 50 line searches, takes a minute per step without optimisation.
     options = None if (name, backend) == ("pusher_easy", "mjx") else QUICK_COMPILE
     return check_env(built(name, backend), num_envs=4, num_steps=24, compiler_options=options)
 
@@ -91,7 +94,7 @@ FAMILIES = {getattr(constructor, "func", constructor): name for name, constructo
     [
         (name, backend)
         for family, name in FAMILIES.items()
-        for backend in family.physics
+        for backend in getattr(family, "physics", ())
         if backend != family.default_backend
     ],
 )
@@ -100,7 +103,10 @@ def test_other_backends_keep_the_contract(name, backend):
     assert [f"{check.name}: {check.detail}" for check in checks if not check.passed] == []
 
 
-@pytest.mark.parametrize("name", ENVS)
+WITH_PHYSICS = [name for name in ENVS if name != "point"]
+
+
+@pytest.mark.parametrize("name", WITH_PHYSICS)
 def test_unknown_backend_names_those_supported(name):
     with pytest.raises(ValueError, match="unknown backend 'warp'") as error:
         make_env(name, backend="warp")
@@ -111,15 +117,107 @@ def test_an_action_size_that_is_not_the_models_is_refused():
     class ThreeMotors(Reacher):
         action_size = 3
 
-    with pytest.raises(ValueError, match="^ThreeMotors: action_size is 3, the model has 2 motors$"):
+    message = "ThreeMotors: the model has 2 motors, but control() makes of an action of 3 (action_size): (3,)"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         ThreeMotors()
+
+    class SixteenMotors(Humanoid):
+        action_size = 16  # which control() cannot stretch to the ranges of 17
+
+    with pytest.raises(
+        ValueError, match=r"the model has 17 motors, but control\(\) makes of an action of 16 .*: .*broadcast"
+    ):
+        SixteenMotors()
+
+
+def test_control_may_make_more_motors_of_an_action():
+    class OneForBoth(Reacher):
+        action_size = 1
+
+        def control(self, action):
+            return jnp.repeat(action, 2)
+
+    env, both = OneForBoth("spring"), Reacher("spring")
+    assert (env.sizes.action, env.sys.act_size()) == (1, 2)
+    start = both.reset(jax.random.key(0))
+    one, two = (quick_jit(each.step, start, jnp.full(each.action_size, 0.5)) for each in (env, both))
+    np.testing.assert_array_equal(one.state, two.state)
+    assert float(one.metrics["reward_ctrl"]) == -0.25
+
+
+def test_goal_indices_outside_the_state_are_refused():
+    class Outside(ProbeEnv):
+        goal_indices = (0, 2)
+
+    with pytest.raises(ValueError, match=r"^Outside: goal_indices \(0, 2\) must lie in 0 to 1$"):
+        Outside()
+
+
+def test_hooks_that_are_left_out_are_named():
+    class Empty(GoalEnv):
+        pass
+
+    with pytest.raises(TypeError, match="abstract.*dense_reward.*observe.*sample_goal.*sample_start"):
+        Empty()
+
+
+def test_a_link_is_found_by_its_body():
+    env = built("ant")
+    assert env.link("torso") == 0 and env.link("aux_2") == env.sys.link_names.index("aux_2")
+    with pytest.raises(ValueError, match="unknown body 'aux_5' of Ant.*did you mean 'aux_"):
+        env.link("aux_5")
+
+
+def test_an_engine_is_one_function_and_a_line(monkeypatch):
+    """A toy engine, which moves joints by the control, steps what knows nothing of it and trains like any other."""
+
+    def step(sys, pipeline_state, control, n_frames):
+        q = pipeline_state.q + sys.opt.timestep * n_frames * control
+        return ENGINES["spring"].init(sys, q, jnp.zeros_like(q))
+
+    toy = Engine(ENGINES["spring"].load, ENGINES["spring"].init, step, physics_of="spring")
+    monkeypatch.setitem(ENGINES, "toy", toy)
+    env = make_env("reacher", "toy")
+    assert (env.backend, env.dt) == ("toy", 0.02)
+    start = env.reset(jax.random.key(0))
+    after = env.step(start, jnp.array([1.0, -0.5]))
+    np.testing.assert_allclose(env.pose(after) - env.pose(start), [0.02, -0.01], atol=1e-6)
+    checks, _ = check_env(env, num_envs=4, num_steps=8, compiler_options=QUICK_COMPILE)
+    assert [check for check in checks if not check.passed] == []
+    with pytest.raises(ValueError, match="unknown backend 'toy' of AntPush"):
+        make_env("ant_push", "toy")
+
+
+def pose_and_goal(env):
+    """Of a reset; compiled, no physics is left of it."""
+
+    def begin(key, goal):
+        env_state = env.reset(key, goal)
+        return env.pose(env_state), env_state.goal
+
+    return begin
+
+
+def test_goals_are_drawn_or_commanded():
+    """The start of a commanded goal is drawn from the same key, and for that goal."""
+    for name in ("point", "ant", "ant_ball_u_maze", "pusher_hard"):
+        env, key = built(name), jax.random.key(3)
+        goal = env.sample_goal(key)
+        own, same, other = (quick_jit(pose_and_goal(env), key, goal) for goal in (None, goal, goal + 0.05))
+        np.testing.assert_array_equal(own[1], goal)
+        np.testing.assert_array_equal(own[0], same[0])
+        np.testing.assert_array_equal(other[1], goal + 0.05)
+    # The object never starts within 0.17 m of a commanded goal.
+    keys, goal = jax.random.split(jax.random.key(0), 500), jnp.array([0.45, -0.2, -0.275])
+    q, _ = jax.vmap(built("pusher_hard").sample_start, (0, None))(keys, goal)
+    assert np.linalg.norm(np.asarray(q)[:, 7:] - [-0.15, 0.0], axis=1).min() >= 0.17 - 1e-6
 
 
 def test_a_goal_that_is_not_that_of_the_indices_is_refused():
     class TwoIndices(Reacher):
         goal_indices = (4, 5)
 
-    message = "goal_indices (4, 5) name 2 entries, but sample_start draws goals of shape (3,)"
+    message = "goal_indices (4, 5) name 2 entries, but the goal has shape (3,)"
     with pytest.raises(ValueError, match=re.escape(message)):
         jax.eval_shape(TwoIndices().reset, jax.random.key(0))
     ((name, passed, detail),), _ = check_env(TwoIndices())
@@ -307,7 +405,7 @@ def test_humanoid_state(backend):
     q[3:7] /= np.linalg.norm(q[3:7])
 
     def observe(q, qd, action):
-        pipeline_state = spring._pipeline.init(spring.sys, q, qd)  # compiles fast; the observation is the same code
+        pipeline_state = spring.init_pipeline((q, qd))  # compiles fast; the observation is the same code
         return env.observe(pipeline_state, action), twin._get_obs(pipeline_state, 0.4 * action)
 
     inputs = (q, rng.normal(size=23), rng.uniform(-1, 1, 17))
@@ -402,7 +500,7 @@ def test_episode_ends_where_the_torso_is_too_low_or_too_high(name, low, high):
 def starts(name: str, count: int = 10_000):
     """(count, ...) q, qd, goal."""
     keys = jax.random.split(jax.random.key(7), count)
-    return [np.asarray(leaf, np.float64) for leaf in jax.jit(jax.vmap(built(name).sample_start))(keys)]
+    return [np.asarray(leaf, np.float64) for leaf in jax.jit(jax.vmap(start_and_goal(built(name))))(keys)]
 
 
 def assert_uniform(values: np.ndarray, low: float, high: float):

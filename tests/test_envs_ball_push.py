@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from rollouts import random_ants, roll
+from rollouts import random_ants, roll, start_and_goal
 
 from envs import make_env
 from envs.ant_push import BLOCKS
@@ -22,7 +22,7 @@ def push():
 
 def starts(env, count: int):
     keys = jax.random.split(jax.random.key(0), count)
-    return tuple(np.array(leaf) for leaf in jax.jit(jax.vmap(env.sample_start))(keys))
+    return tuple(np.array(leaf) for leaf in jax.jit(jax.vmap(start_and_goal(env)))(keys))
 
 
 def touched_geoms(model, contype: int, conaffinity: int) -> set[str]:

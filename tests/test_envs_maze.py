@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from rollouts import random_ants, roll
+from rollouts import random_ants, roll, start_and_goal
 
 from envs import ENVS, make_env, maze
 from envs.ant import Ant
@@ -129,7 +129,7 @@ def test_no_walls_beyond_the_layout():
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_full_maze_has_a_box_a_wall_cell(layout):
+def test_full_maze_has_a_box_per_wall_cell(layout):
     model = maze_env(layout, full_walls=True).sys.mj_model
     boxes = model.geom_type == 6
     assert boxes.sum() == WALL_CELLS[layout]
@@ -154,7 +154,7 @@ def test_walls_touch_torso_inner_legs_and_feet():
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_starts_and_goals_are_the_marked_cells(layout):
     env = maze_env(layout)
-    q, qd, goal = jax.jit(jax.vmap(env.sample_start))(jax.random.split(jax.random.key(0), 4000))
+    q, qd, goal = jax.jit(jax.vmap(start_and_goal(env)))(jax.random.split(jax.random.key(0), 4000))
     assert env.goals.shape == (GOAL_CELLS[layout], 2)
     np.testing.assert_array_equal(q[:, :2], np.full((4000, 2), 4.0))
     places, counts = np.unique(np.array(goal), axis=0, return_counts=True)
@@ -171,7 +171,7 @@ def test_starts_and_goals_are_the_marked_cells(layout):
 
 def test_every_start_cell_is_drawn(monkeypatch):
     monkeypatch.setitem(maze.LAYOUTS, "two_starts", "1 1 1 1\n 1 R G 1\n 1 R 1 1\n 1 1 1 1")
-    q, _, goal = jax.vmap(maze_env("two_starts").sample_start)(jax.random.split(jax.random.key(0), 200))
+    q, _, goal = jax.vmap(start_and_goal(maze_env("two_starts")))(jax.random.split(jax.random.key(0), 200))
     places, counts = np.unique(np.array(q[:, :2]), axis=0, return_counts=True)
     np.testing.assert_array_equal(places, [[4.0, 4.0], [8.0, 4.0]])
     assert counts.min() > 60
@@ -283,7 +283,7 @@ def collides(a, b) -> bool:
 )
 def test_balls_start_at_the_marked_cells(layout, goals, balls):
     env = ball_maze(layout)
-    q, qd, goal = jax.jit(jax.vmap(env.sample_start))(jax.random.split(jax.random.key(0), 2000))
+    q, qd, goal = jax.jit(jax.vmap(start_and_goal(env)))(jax.random.split(jax.random.key(0), 2000))
     np.testing.assert_array_equal(q[:, :2], np.full((2000, 2), 4.0))
     places, counts = np.unique(np.array(q[:, 15:]), axis=0, return_counts=True)
     np.testing.assert_array_equal(places, balls)

@@ -9,6 +9,7 @@ import pytest
 from conftest import ProbeEnv
 
 from envs.wrappers import VectorEnv
+from src.algorithm import Policy
 from src.evaluator import EVAL_GOALS_SEED, evaluate, run_episodes
 
 NUM, LENGTH = 16, 12
@@ -19,6 +20,11 @@ def towards_goal(obs, key):
     return jnp.clip(10 * (obs[..., 2:] - obs[..., :2]), -1, 1)
 
 
+def remembering_nothing(act):
+    """The policy of a function of observations and a key."""
+    return Policy(lambda shape: (), lambda memory, obs, key: (act(obs, key), memory))
+
+
 def at_random(obs, key):
     return jax.random.uniform(key, (*obs.shape[:-1], 2), minval=-1.0)
 
@@ -26,18 +32,18 @@ def at_random(obs, key):
 class NaNAfterTheEnd(ProbeEnv):
     """Its state stays finite, but what it reports of an ended episode does not."""
 
-    def _move(self, sys, pipeline_state, control):
-        moved = super()._move(sys, pipeline_state, control)
+    def step_pipeline(self, pipeline_state, action):
+        moved = super().step_pipeline(pipeline_state, action)
         return moved | {"position": jnp.nan_to_num(moved["position"])}
 
-    def step_metrics(self, before, pipeline_state, action):
-        metrics = super().step_metrics(before, pipeline_state, action)
-        return jax.tree.map(lambda value: jnp.where(pipeline_state["life"] < 0, jnp.nan, value), metrics)
+    def step_metrics(self, before, after, action):
+        metrics = super().step_metrics(before, after, action)
+        return jax.tree.map(lambda value: jnp.where(after.pipeline_state["life"] < 0, jnp.nan, value), metrics)
 
 
 def run(policy, key=0, action_repeat=1, num=NUM, length=LENGTH, probe=ProbeEnv, **options):
     vector = VectorEnv(probe(**options), length, action_repeat)
-    summary = jax.jit(functools.partial(evaluate, vector, policy, num))(jax.random.key(key))
+    summary = jax.jit(functools.partial(evaluate, vector, remembering_nothing(policy), num))(jax.random.key(key))
     return {name: float(value) for name, value in summary.items()}
 
 
@@ -81,7 +87,8 @@ def test_sums_over_each_episode_and_their_spread(probe, lives):
 @pytest.mark.parametrize(("lives", "actions"), [(0, 0), (3, 3)])
 def test_an_episode_whose_physics_blows_up_keeps_its_last_finite_state(lives, actions):
     vector = VectorEnv(ProbeEnv(lives=(lives, lives), ends=False), LENGTH)
-    episodes, _ = run_episodes(vector, lambda obs, key: jnp.ones((NUM, 2)), NUM, jax.random.key(0))
+    forwards = remembering_nothing(lambda obs, key: jnp.ones((NUM, 2)))
+    episodes, _ = run_episodes(vector, forwards, NUM, jax.random.key(0))
     assert np.all(episodes.length == actions + 1)
     np.testing.assert_allclose(episodes.last, np.clip(episodes.start + 0.1 * actions, -1, 1), atol=1e-6)
 
@@ -121,7 +128,7 @@ def test_metrics_an_env_does_not_report_are_absent():
             env_state = super()._after(before, pipeline_state, action)
             return env_state.replace(metrics={"x": env_state.metrics["x"]})
 
-    summary = evaluate(VectorEnv(Mute(), 3), towards_goal, 2, jax.random.key(0))
+    summary = evaluate(VectorEnv(Mute(), 3), remembering_nothing(towards_goal), 2, jax.random.key(0))
     assert {name.removesuffix("_std").removesuffix("_min").removesuffix("_max") for name in summary} == {
         "avg_episode_length",
         "episode_x",

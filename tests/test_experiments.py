@@ -9,7 +9,11 @@ from pathlib import Path
 import pytest
 from conftest import flags, tiny
 
-from utils import derive_schedule, parse_config, read_config, read_rows
+from src.algorithms import ALGORITHMS
+from src.command_line import parse_config
+from src.output import read_rows
+from src.registries import REGISTRIES
+from utils import derive_schedule, read_config
 
 ROOT = Path(__file__).resolve().parents[1]
 SEEDS = ("1", "2", "3", "4", "5")
@@ -63,7 +67,7 @@ def test_a_loop_trains_every_setting_with_every_seed_and_draws(loop, name):
     configs = []
     for program, *arguments in trainings:
         assert program == "training.py"
-        configs.append(parse_config(arguments))
+        configs.append(parse_config(arguments, REGISTRIES))
     ((flags, settings),) = LOOPS[name].items()
     told_apart = [(config.seed, *(getattr(config, flag) for flag in flags)) for config in configs]
     assert sorted(told_apart) == sorted((int(seed), *setting) for seed in SEEDS for setting in settings)
@@ -87,7 +91,7 @@ def test_the_loop_over_losses_is_the_published_one(loop):
         --episode_length 1000 --unroll_length 62 --min_replay_size 1000 --max_replay_size 10000
         --contrastive_loss_fn binary --energy_fn l2 --multiplier_num_sgd_steps 1 --log_wandb
     """
-    assert parse_config(arguments) == parse_config(["--resume", *published.split()])
+    assert parse_config(arguments, REGISTRIES) == parse_config(["--resume", *published.split()], REGISTRIES)
 
 
 def test_a_run_that_goes_wrong_is_named_at_the_end_and_the_others_are_drawn(loop):
@@ -125,9 +129,10 @@ def test_a_loop_trains_for_real_and_skips_what_is_finished(tmp_path):
         process = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
         assert process.returncode == 0, process.stderr
         runs = [path.parent for path in group.glob("*/config.json")]
-        assert sorted((read_config(run_dir).logsumexp_penalty, read_config(run_dir).seed) for run_dir in runs) == [
-            (penalty, seed) for penalty in (0.0, 0.01, 0.1, 1.0) for seed in (1, 2)
-        ]
+        assert sorted(
+            (read_config(run_dir, ALGORITHMS).logsumexp_penalty, read_config(run_dir, ALGORITHMS).seed)
+            for run_dir in runs
+        ) == [(penalty, seed) for penalty in (0.0, 0.01, 0.1, 1.0) for seed in (1, 2)]
         assert all(len(read_rows(run_dir / "metrics.csv", 10**9)) == 3 for run_dir in runs)
     assert process.stdout.count("nothing left to train") == 8
     assert len(list(group.glob("logsumexp*.png"))) == 2

@@ -2,6 +2,8 @@
 
 import contextlib
 import dataclasses
+import errno
+import io
 import json
 import math
 import os
@@ -11,11 +13,14 @@ import shlex
 import shutil
 import signal
 import socketserver
+import stat
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
 
+import durability
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,13 +34,17 @@ import training
 from envs import ENVS
 from envs.wrappers import VectorEnv
 from scripts import crash_test
-from src import devices
-from src.checkpoint import list_checkpoints, read_arrays, read_manifest, write_checkpoint
+from src import checkpoint, devices, output, process, run_folder
+from src.algorithms.crl import CRLConfig
+from src.checkpoint import CheckpointWriter, list_checkpoints, read_arrays, read_manifest, write_checkpoint
+from src.command_line import parse_config
+from src.loop import run
 from src.losses import CONTRASTIVE_LOSSES, ENERGY_FNS
 from src.networks import NETWORKS
-from src.plan import describe_plan, planned_bytes
-from src.train import run
-from utils import Config, derive_schedule, parse_config, read_rows
+from src.output import read_rows
+from src.plan import describe_plan, measure, planned_bytes
+from src.registries import REGISTRIES
+from utils import FAILED, IN_USE, REFUSED, Choice, derive_schedule, fact, plain_type
 
 pytestmark = pytest.mark.usefixtures("probe_registered")
 
@@ -74,7 +83,7 @@ def test_a_disk_that_is_full_for_a_while_loses_nothing(monkeypatch, small_disk, 
     at_moment(monkeypatch, 0, lambda recorder: fill(small_disk))
     at_moment(monkeypatch, 5, lambda recorder: (small_disk / "filler").unlink())
     assert training.main(arguments(tiny(output_dir=str(small_disk), num_evals=5))) in (0, 1)
-    assert "training goes on (OSError: [Errno 28]" in capsys.readouterr().err
+    assert "training continues (OSError: [Errno 28]" in capsys.readouterr().err
     (run_dir,) = run_dirs(small_disk)
     assert len(read_rows(run_dir / "metrics.csv", 10**9)) == 5
 
@@ -101,7 +110,7 @@ def test_a_disk_that_turns_read_only_is_survived(monkeypatch, small_disk, refere
     status = training.main(arguments(tiny(output_dir=str(small_disk), num_evals=5)))
     change("-i")(None)
     assert status == 0
-    assert "training goes on (PermissionError" in capsys.readouterr().err
+    assert "training continues (PermissionError" in capsys.readouterr().err
     (run_dir,) = run_dirs(small_disk)
     assert len(read_rows(run_dir / "metrics.csv", 10**9)) == 5
 
@@ -119,13 +128,209 @@ def test_two_processes_do_not_share_a_run_folder(tmp_path, capsys):
     process = start_process(config)
     read_until(process, "checkpoint  ")
     try:
-        assert training.main(arguments(config, "--resume")) == training.REFUSED
+        assert training.main(arguments(config, "--resume")) == IN_USE
         error = capsys.readouterr().err
         assert error.count("\n") == 1 and "is being trained by another process" in error
     finally:
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=60)
     assert process.returncode == training.INTERRUPTED
+
+
+def failing(number, only=lambda *args: True):
+    """A call that fails as a file system does that does not offer it, or that is broken."""
+
+    def fail(*args):
+        if only(*args):
+            raise OSError(number, os.strerror(number))
+
+    return fail
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL])
+def test_a_disk_without_locks_costs_a_warning(monkeypatch, tmp_path, capsys, number):
+    monkeypatch.setattr(run_folder.fcntl, "flock", failing(number))
+    assert training.main(arguments(tiny(output_dir=str(tmp_path), num_evals=1))) == 0
+    error = capsys.readouterr().err
+    assert error.startswith("warning: no locks here (") and error.count("\n") == 1
+    assert len(run_dirs(tmp_path)) == 1
+
+
+def test_a_lock_that_fails_is_refused_and_leaves_no_folder(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(run_folder.fcntl, "flock", failing(errno.EIO))
+    assert training.main(arguments(tiny(output_dir=str(tmp_path), num_seeds=2))) == REFUSED
+    error = capsys.readouterr().err
+    assert error.startswith("error: cannot lock") and error.count("\n") == 1
+    assert not list(tmp_path.glob("*/*/*"))
+
+
+def is_folder(descriptor):
+    return stat.S_ISDIR(os.fstat(descriptor).st_mode)
+
+
+@pytest.mark.parametrize(("number", "kept"), [(errno.EINVAL, True), (errno.ENOSYS, True), (errno.EIO, False)])
+def test_folders_that_cannot_be_synchronised_keep_checkpoints(monkeypatch, tmp_path, capsys, number, kept):
+    """Some network disks offer that for files alone; a broken disk is another matter."""
+    monkeypatch.setattr(checkpoint.os, "fsync", failing(number, is_folder))
+    assert training.main(arguments(tiny(output_dir=str(tmp_path), num_evals=1))) == (0 if kept else FAILED)
+    assert ("warning: checkpoint failed" in capsys.readouterr().err) != kept
+    (run_dir,) = run_dirs(tmp_path)
+    assert len(list_checkpoints(run_dir)) == kept
+
+
+# What is printed is no record.
+
+
+@contextlib.contextmanager
+def full_disk():
+    with open("/dev/full", "w") as full:
+        yield {"stdout": full, "stderr": full}, lambda process: None
+
+
+@contextlib.contextmanager
+def closed_pipe():
+    """Its reader takes one line and leaves, as `head -1` does."""
+
+    def read_one(process):
+        assert process.stdout.readline()
+        process.stdout.close()
+
+    yield {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}, read_one
+
+
+@contextlib.contextmanager
+def lost_terminal():
+    ours, theirs = os.openpty()
+
+    def hang_up(process):
+        os.read(ours, 1)
+        os.close(ours)
+
+    yield {"stdout": theirs, "stderr": theirs}, hang_up
+    os.close(theirs)
+
+
+@contextlib.contextmanager
+def closed_from_the_start():
+    yield {"preexec_fn": lambda: (os.close(1), os.close(2))}, lambda process: None
+
+
+@pytest.mark.parametrize("channel", [full_disk, closed_pipe, lost_terminal, closed_from_the_start])
+@pytest.mark.parametrize(("changes", "status"), [({}, 0), ({"critic_lr": 1e30}, FAILED)])
+def test_who_reads_what_is_printed_changes_nothing(tmp_path, reference, channel, changes, status):
+    with channel() as (options, then):
+        process = start_process(tiny(output_dir=str(tmp_path), **changes), **options)
+        then(process)
+        assert process.wait(timeout=120) == status
+    (run_dir,) = run_dirs(tmp_path)
+    assert (run_dir / "failure.json").exists() == bool(status)
+    if not status:
+        assert crash_test.compare(reference, run_dir) == []
+        assert [path.name for path in list_checkpoints(run_dir)] == ["000000000160"]
+
+
+@pytest.mark.parametrize("program", ["training.py", *(f"scripts/{name}.py" for name in ("evaluate", "scale_plan"))])
+def test_help_for_a_reader_that_leaves(program):
+    words = [sys.executable, str(Path(__file__).parents[1] / program), "--help"]
+    for target in ("head -1", "cat > /dev/full"):
+        script = f'set -o pipefail; {{ "$@"; echo "status $?" >&2; }} | {target}'
+        answer = subprocess.run(["bash", "-c", script, "bash", *words], capture_output=True, text=True, timeout=120)
+        errors = [line for line in answer.stderr.splitlines() if not line.startswith("cat: ")]
+        assert errors == ["status 0"]
+
+
+def test_letters_that_a_terminal_lacks_are_written_otherwise():
+    written = io.BytesIO()
+    stream = output._Tolerant(io.TextIOWrapper(written, encoding="ascii"))
+    print("run folder  Übung", file=stream, flush=True)
+    assert written.getvalue() == b"run folder  \\xdcbung\n"
+
+
+def test_a_checkpoint_is_begun_before_an_evaluation_is_printed(monkeypatch, tmp_path):
+    order = []
+
+    def note(owner, name):
+        original = getattr(owner, name)
+
+        def noted(*args):
+            order.append(name)
+            return original(*args)
+
+        monkeypatch.setattr(owner, name, noted)
+
+    note(CheckpointWriter, "save")
+    note(output.Progress, "evaluated")
+    assert training.main(arguments(tiny(output_dir=str(tmp_path)))) == 0
+    assert order == ["save", "evaluated"] * 3
+
+
+# The machine: a user without a home, devices of another one.
+
+
+@pytest.fixture
+def cache_settings(monkeypatch):
+    """What JAX is told of its cache."""
+    told = {}
+    monkeypatch.setattr(process.jax.config, "update", told.__setitem__)
+    for name in ("JAX_COMPILATION_CACHE_DIR", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    return told
+
+
+def no_home():
+    raise RuntimeError("Could not determine home directory.")
+
+
+@pytest.mark.parametrize(
+    ("variables", "folder"),
+    [
+        ({"JAX_COMPILATION_CACHE_DIR": "cache"}, "cache"),
+        ({"JAX_COMPILATION_CACHE_DIR": "cache", "XDG_CACHE_HOME": "/other"}, "cache"),
+        ({"XDG_CACHE_HOME": "/var/cache"}, "/var/cache/crl/jax"),
+    ],
+)
+def test_a_home_is_asked_for_only_where_it_is_needed(monkeypatch, cache_settings, variables, folder):
+    monkeypatch.setattr(Path, "home", no_home)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert process.enable_compilation_cache() == folder
+    assert cache_settings["jax_compilation_cache_dir"] == folder
+
+
+def test_without_a_home_there_is_no_cache_and_one_line(monkeypatch, cache_settings, capsys):
+    monkeypatch.setattr(Path, "home", no_home)
+    assert process.enable_compilation_cache() == "off"
+    assert "jax_compilation_cache_dir" not in cache_settings
+    error = capsys.readouterr().err
+    assert error.startswith("warning: no compilation cache: ") and error.count("\n") == 1
+
+
+def test_a_user_without_a_home_trains(tmp_path):
+    """In a container: a number that no name stands for, and no HOME."""
+    user = ["unshare", "-U", "--map-user=12345", "env", "-u", "HOME"]
+    if subprocess.run([*user, "true"], capture_output=True).returncode:
+        pytest.skip("cannot become another user here")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_COMP", "XDG_"))}
+    words = [
+        *user,
+        sys.executable,
+        durability.PROGRAM,
+        *arguments(tiny(output_dir=str(tmp_path / "runs"), num_evals=1)),
+    ]
+    answer = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=120)
+    assert answer.returncode == 0, answer.stderr
+    assert "compilation cache off" in answer.stdout and "Traceback" not in answer.stderr
+    assert len(run_dirs(tmp_path / "runs")) == 1
+
+
+@pytest.mark.parametrize("platforms", ["cuda", "tpu", "nonsense"])
+def test_devices_of_another_machine_are_refused_in_one_line(tmp_path, platforms):
+    environment = os.environ | {"JAX_PLATFORMS": platforms}
+    process = start_process(tiny(output_dir=str(tmp_path / "runs")), "--dry_run", env=environment)
+    *_, line = process.communicate(timeout=120)[0].splitlines()
+    assert process.returncode == REFUSED
+    assert line.startswith(f"error: JAX_PLATFORMS={platforms}: no such device here, unset it (")
+    assert not (tmp_path / "runs").exists()
 
 
 # The clock.
@@ -171,7 +376,7 @@ def test_wandb_out_of_reach_is_survived_offline(tmp_path, dropping_server):
     process = start_process(tiny(output_dir=str(tmp_path), log_wandb=True), env=environment)
     output = process.communicate(timeout=120)[0]
     assert process.returncode == 0, output
-    assert "warning: W&B failed, training goes on" in output and "Traceback" not in output
+    assert "warning: W&B failed, training continues" in output and "Traceback" not in output
     assert "wandb sync" in output
     (data,) = tmp_path.glob("*/*/*/wandb/offline-run-*/*.wandb")
     assert data.stat().st_size > 1000
@@ -193,7 +398,7 @@ def test_wandb_that_dies_in_the_middle_is_survived(tmp_path):
     kill_service(process.pid)
     output += process.communicate(timeout=120)[0]
     assert process.returncode == 0, output
-    assert "warning: W&B failed, training goes on" in output
+    assert "warning: W&B failed, training continues" in output
     assert "wandb sync" in output
 
 
@@ -216,7 +421,7 @@ def test_too_little_memory_is_one_line(tmp_path):
 def test_memory_that_runs_out_is_answered_by_what_would_fit(monkeypatch, tmp_path, capsys):
     """On a device with half of what the plan takes; each offer alone brings the plan below it."""
     config = tiny(output_dir=str(tmp_path), num_envs=64, max_replay_size=2000, num_seeds=4, num_timesteps=10_000)
-    planned = planned_bytes(config, ProbeEnv().sizes, 1)
+    planned = planned_bytes(config, measure(config, ProbeEnv()), 1)
 
     def fail(*args):
         monkeypatch.setattr(devices, "memory_per_device", lambda: planned // 2)
@@ -230,7 +435,7 @@ def test_memory_that_runs_out_is_answered_by_what_would_fit(monkeypatch, tmp_pat
     assert {"seed_batch", "max_replay_size", "num_envs"} <= offers.keys()
     for flag, value in offers.items():
         smaller = dataclasses.replace(config, **{flag.replace("seed_batch", "num_seeds"): int(value)})
-        assert 0 < planned_bytes(smaller, ProbeEnv().sizes, 1) <= 0.9 * (planned // 2)
+        assert 0 < planned_bytes(smaller, measure(smaller, ProbeEnv()), 1) <= 0.9 * (planned // 2)
 
 
 # Numbers.
@@ -239,8 +444,8 @@ def test_memory_that_runs_out_is_answered_by_what_would_fit(monkeypatch, tmp_pat
 class Exploding(ProbeEnv):
     """Its physics blows up, for good, once the point is right of x = 0.5; nothing says that the episode has ended."""
 
-    def _move(self, sys, pipeline_state, control):
-        pipeline_state = super()._move(sys, pipeline_state, control)
+    def step_pipeline(self, pipeline_state, action):
+        pipeline_state = super().step_pipeline(pipeline_state, action)
         position = pipeline_state["position"]
         return pipeline_state | {"position": jnp.where(position[0] > 0.5, jnp.nan, position)}
 
@@ -337,34 +542,37 @@ _TEXTS = st.text(max_size=12)
 
 def _values(field):
     """Any value of a flag's type, legal or not."""
-    if "name" in field.name or field.name in ("eval_env", "backend", "contrastive_loss_fn", "energy_fn", "network"):
+    if "name" in field.name or fact(field, Choice):
         return st.one_of(st.just(field.default), _TEXTS)
-    return {bool: st.booleans(), int: _NUMBERS, float: _FLOATS}.get(field.type, _TEXTS).map(
-        lambda value: value if field.name not in ("output_dir", "resume") else field.default
+    return {bool: st.booleans(), int: _NUMBERS, float: _FLOATS}.get(plain_type(field), _TEXTS).map(
+        lambda value: value if field.name not in ("output_dir", "resume", "run_dir_file") else field.default
     )
 
 
-_FIELDS = {field.name: field for field in dataclasses.fields(Config)}
+_FIELDS = {field.name: field for field in dataclasses.fields(CRLConfig)}
 _CHANGES = st.fixed_dictionaries({}, optional={name: _values(field) for name, field in _FIELDS.items()})
 
 
 @settings(max_examples=1000, deadline=None, suppress_health_check=list(HealthCheck))
-@given(changes=_CHANGES, base=st.sampled_from([Config(), tiny()]))
+@given(changes=_CHANGES, base=st.sampled_from([CRLConfig(), tiny()]))
 def test_random_flags_are_legal_or_refused_in_one_line(changes, base):
     with registered(probe=ProbeEnv):
         plan(dataclasses.replace(base, **changes))
 
 
+COSTS = measure(tiny(), ProbeEnv())
+
+
 def plan(config):
     """Everything between the command line and the first compilation; whether the config is legal."""
     try:
-        parsed = parse_config(arguments(config))
+        parsed = parse_config(arguments(config), REGISTRIES)
         schedule = derive_schedule(parsed)
     except ValueError as error:
         assert "\n" not in str(error) and str(error)
         return False
     assert schedule.total_env_steps >= parsed.num_timesteps
-    describe_plan(parsed, schedule, ProbeEnv().sizes)
+    describe_plan(parsed, schedule, COSTS)
     return True
 
 
@@ -388,7 +596,7 @@ _SMALL = {
     **{
         name: st.booleans()
         for name, field in _FIELDS.items()
-        if field.type is bool and name not in ("log_wandb", "dry_run", "render")
+        if plain_type(field) is bool and name not in ("log_wandb", "dry_run", "render")
     },
 }
 

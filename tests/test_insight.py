@@ -8,7 +8,8 @@ import pytest
 from conftest import make_probe_program, tiny
 from drawing import DrawnProbe
 
-from src import crl, insight
+from src import insight
+from src.algorithm import policy_of
 from src.evaluator import run_episodes
 from src.insight import PICTURES, critic_picture, draw_all, energy_of_goals, energy_picture, goals_picture, plane
 
@@ -31,33 +32,35 @@ class OneCoordinate(DrawnProbe):
 
     goal_indices = (0,)
 
-    def sample_start(self, key):
-        q, qd, goal = super().sample_start(key)
-        return q, qd, goal[:1]
+    def sample_goal(self, key):
+        return super().sample_goal(key)[:1]
 
 
 def make(probe=DrawnProbe, **changes):
     program = make_probe_program(tiny(**changes), probe)
     agent_state = program.algorithm.init(jax.random.key(1))
-
-    def policy(obs, key):
-        return program.algorithm.act(agent_state, obs, key)
-
+    policy = policy_of(program.algorithm, agent_state, deterministic=False)
     episodes = jax.device_get(run_episodes(program.eval_env, policy, 12, jax.random.key(2))[0])
     return program, agent_state, episodes
 
 
-@pytest.mark.parametrize("normalize", (False, True))
-def test_energies_are_the_critics_at_their_places(normalize):
-    program, agent_state, episodes = make(normalize_observations=normalize)
+@pytest.mark.parametrize(
+    "changes", [{}, {"normalize_observations": True}, {"action_chunk": 3}, {"num_critics": 2, "action_chunk": 2}]
+)
+def test_energies_are_the_critics_at_their_places(changes):
+    """Of plans, after all actions of a plan, as the policy would carry it out."""
+    program, agent_state, episodes = make(**changes)
     x, y = np.linspace(-1, 1, 4), np.linspace(-2, 2, 3)
     state, goal = episodes.start[0], episodes.goal[0]
     energies = energy_of_goals(program, agent_state, state, goal, x, y)
     assert energies.shape == (3, 4)
     place = np.array([x[3], y[1]], np.float32)
-    networks = crl.make_networks(program.config, program.env.env)
-    action = program.algorithm.act(agent_state, np.concatenate([state, place]), None, deterministic=True)
-    expected = crl.energy(program.config, networks, agent_state, state, action, place)
+    act = policy_of(program.algorithm, agent_state, deterministic=True).act
+    memory, actions = program.algorithm.init_memory(()), []
+    for _ in range(program.config.action_chunk):
+        action, memory = act(memory, np.concatenate([state, place]), None)
+        actions.append(action)
+    expected = program.algorithm.energy(agent_state, state, np.concatenate(actions), place)
     assert energies[1, 3] == pytest.approx(float(expected), abs=1e-5)
     assert len(np.unique(energies)) == energies.size
 
@@ -74,7 +77,7 @@ def test_reached_and_missed_goals_are_counted_and_placed():
     np.testing.assert_allclose(missed, episodes.goal[5:])
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("goal x (m)", "goal y (m)")
     assert figure.axes[1].get_ylabel() == "time near goal (env steps)"
-    assert len(axes.patches) == 1  # the wall
+    assert len(axes.patches) == 4  # the square's border
 
 
 def test_energy_picture_shows_one_scale_for_start_and_end():

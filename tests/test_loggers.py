@@ -19,7 +19,8 @@ from wandb_server import WandbServer
 
 import training
 from src.loggers import TensorBoardLogger, WandbLogger, check_wandb
-from utils import read_rows
+from src.output import read_rows
+from utils import REFUSED
 
 WANDB_PROGRAM = str(Path(sys.executable).with_name("wandb"))
 
@@ -180,7 +181,7 @@ def test_out_of_reach_at_the_start(server, point_at, tmp_path, capsys, fault):
             logger.close()
         assert time.monotonic() - started < 40
     printed = capsys.readouterr()
-    assert printed.err.count("warning: W&B failed, training goes on") == 1  # the other seed does not wait again
+    assert printed.err.count("warning: W&B failed, training continues") == 1  # the other seed does not wait again
     assert upload_later(printed.out, server) == 2
     assert [steps(run) for run in server.runs.values()] == [[10], [10]]
 
@@ -246,7 +247,7 @@ def test_out_of_reach_later(point_at, tmp_path, capsys, moment, fault):
             logger.close()
         assert time.monotonic() - started < 40
         printed = capsys.readouterr()
-        assert "warning: W&B failed, training goes on" in printed.err
+        assert "warning: W&B failed, training continues" in printed.err
         wandb.teardown()  # as at the end of the process
         assert upload_later(printed.out, healthy) == 2
         assert [steps(run) for run in healthy.runs.values()] == [[10, 20], [10, 20]]
@@ -314,7 +315,7 @@ def test_tensorboard_catches_up_after_a_failure(tmp_path, capsys):
     (tmp_path / "tensorboard").write_text("in the way")
     logger = TensorBoardLogger(tmp_path)
     logger.log({"c": 1.0}, 7)
-    assert "warning: TensorBoard failed, training goes on" in capsys.readouterr().err
+    assert "warning: TensorBoard failed, training continues" in capsys.readouterr().err
     (tmp_path / "tensorboard").unlink()
     logger.log({"c": 2.0}, 9)
     logger.close()
@@ -335,7 +336,7 @@ def test_a_training_logs_to_tensorboard(probe_registered, tmp_path):
 def test_several_seeds_under_an_agent_are_refused(monkeypatch, probe_registered, tmp_path, capsys):
     monkeypatch.setenv("WANDB_SWEEP_ID", "abc")
     config = tiny(output_dir=str(tmp_path), num_seeds=2, log_wandb=True)
-    assert training.main(arguments(config)) == training.REFUSED
+    assert training.main(arguments(config)) == REFUSED
     assert (
         capsys.readouterr().err == "error: --num_seeds 2: a run of a W&B sweep is one seed; sweep over `seed` instead\n"
     )
@@ -355,7 +356,7 @@ def refused(monkeypatch, probe_registered, tmp_path, capsys):
         for name, value in (variables or {}).items():
             monkeypatch.setenv(name, value)
         config = tiny(output_dir=str(tmp_path / "runs"), **{"log_wandb": True} | changes)
-        assert training.main(arguments(config)) == training.REFUSED
+        assert training.main(arguments(config)) == REFUSED
         (line,) = capsys.readouterr().err.splitlines()
         assert not (tmp_path / "runs").exists()
         return line
@@ -420,7 +421,7 @@ def told(tmp_path):
         ({"fresh_goals": False}, {}, "fresh_goals False but trained True"),
         ({"render": True}, {"render": False}, "render True but trained False"),
         ({"h_dim": 16, "seed": 0}, {"h_dim": 8}, "h_dim 16 but trained 8;"),
-        ({"h_dim": 16, "energy_fn": "dot"}, {}, "energy_fn dot but trained l2, h_dim 16 but trained 8"),
+        ({"h_dim": 16, "energy_fn": "dot"}, {}, "h_dim 16 but trained 8, energy_fn dot but trained l2"),
         ({"backend": "mjx"}, {}, "backend mjx but trained None"),
     ],
 )
@@ -456,7 +457,7 @@ def test_what_a_resumed_run_shows_is_what_it_trains_with(server, point_at, tmp_p
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # W&B leaves the sweep's file open
 def test_nothing_is_logged_under_other_values(server, point_at, told, tmp_path, capsys):
-    """Also where W&B learns of them in a way that nobody could check before: then training goes on without it."""
+    """Also where W&B learns of them in a way that nobody could check before: then training continues without it."""
     point_at(server, **told({"h_dim": 16}))
     logger = WandbLogger(tiny(h_dim=8), tmp_path)
     logger.log({"x": 1.0}, 0)

@@ -262,6 +262,19 @@ def test_the_l2_gradient_of_a_nearly_equal_pair_stays_bounded():
     assert np.all(np.linalg.norm(gradient, axis=-1) < 5)
 
 
+@pytest.mark.parametrize("name", ["l2", "l2_no_sqrt"])
+@pytest.mark.parametrize("norm", [10.0, 100.0, 1000.0])
+def test_positives_keep_their_digits_at_large_norms(name, norm):
+    """Positives a hundredth apart, all of them far from each other and from the origin."""
+    random = np.random.default_rng(3)
+    x = norm * random.standard_normal((64, 16))
+    y = x + 0.01 * random.standard_normal((64, 16))
+    x, y = (np.asarray(each, np.float32) for each in (x, y))
+    distances = np.linalg.norm(x.astype(np.float64) - y, axis=-1)
+    expected = -distances if name == "l2" else -(distances**2)
+    np.testing.assert_allclose(np.diagonal(losses.pairwise_energy(name, x, y)), expected, rtol=1e-5)
+
+
 @pytest.mark.parametrize(("x", "y"), [((4, 3), (5, 3)), ((4,), (4,)), ((2, 4, 3), (2, 4, 3))])
 def test_pairwise_energy_refuses_other_shapes(x, y):
     with pytest.raises(ValueError, match="two \\(B, D\\) arrays"):

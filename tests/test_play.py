@@ -116,19 +116,30 @@ def test_requests_that_cannot_be_carried_out(tmp_path, capsys, monkeypatch):
         ([str(tmp_path)], "add --web"),
         ([str(tmp_path), "--web"], "is not a run folder"),
         ([str(tmp_path), "--web", "--port", "70000"], "--port 70000 is out of range"),
+        ([str(tmp_path), "--web", "--host", "no such host"], "--host no such host"),
     ):
         assert play.main(args) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert text in line
 
 
+def other_addresses():
+    """This machine's IPv4 addresses besides the loopback."""
+    found = socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, contextlib.suppress(OSError):
+        probe.connect(("192.0.2.1", 9))  # sends nothing; names the interface that would
+        found.append((None,) * 4 + (probe.getsockname(),))
+    return sorted({address[4][0] for address in found} - {"127.0.0.1", "127.0.1.1"})
+
+
 @contextlib.contextmanager
-def serving(run_dir, home):
+def serving(run_dir, home, *options):
     """The port of a web viewer that plays `run_dir` in a process of its own."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    program = [sys.executable, str(Path(__file__).parent / "probe_play.py"), str(run_dir), "--web", "--port", str(port)]
+    script = str(Path(__file__).parent / "probe_play.py")
+    program = [sys.executable, script, str(run_dir), "--web", "--port", str(port), *options]
     environment = os.environ | {"HOME": str(home), "XDG_CONFIG_HOME": str(home), "MUJOCO_GL": "disabled"}
     with (home / "log").open("w") as log:
         process = subprocess.Popen(program, env=environment, stdout=log, stderr=log)
@@ -163,3 +174,16 @@ def test_the_web_viewer_serves_a_page_that_moves(tmp_path):
                     states.add(message)
                     stream.send("state_ack")
         assert len(states) == 5
+        for other in other_addresses():
+            with pytest.raises(OSError):
+                socket.create_connection((other, port), 2).close()
+
+
+@pytest.mark.slow
+def test_the_web_viewer_listens_to_others_only_when_asked(tmp_path):
+    others = other_addresses()
+    if not others:
+        pytest.skip("this machine has one address only")
+    with serving(drawn_run(tmp_path / "runs"), tmp_path, "--host", "0.0.0.0") as port:
+        for address in ("127.0.0.1", *others):
+            socket.create_connection((address, port), 5).close()

@@ -16,9 +16,11 @@ from drawing import can_draw
 
 import envs
 from envs.check import QUICK_COMPILE, check_env
+from scripts import readme_tables
 
 ROOT = Path(__file__).resolve().parents[1]
-README = (ROOT / "README.md").read_text()
+PAGES = {path: path.read_text() for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
+TEXT = "\n".join(PAGES.values())
 
 
 def test_tables_are_those_of_the_code():
@@ -28,22 +30,35 @@ def test_tables_are_those_of_the_code():
     assert checked.returncode == 0, f"run scripts/readme_tables.py: {checked.stderr}"
 
 
-def test_files_named_in_the_readme_exist():
-    links = re.findall(r"\]\((?!http|#)([^)]+)\)", README)
-    assert links
-    assert [link for link in links if not (ROOT / link).exists()] == []
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_links_lead_somewhere(path):
+    links = re.findall(r"\]\((?!http)([^)#]*)#?([^)]*)\)", PAGES[path])
+    for file, heading in links:
+        target = (path.parent / file).resolve() if file else path
+        assert target.exists(), file
+        if heading:
+            headings = re.findall(r"^#+ (.*)$", target.read_text(), re.MULTILINE)
+            assert heading in [re.sub(r"[^\w -]", "", each).lower().replace(" ", "-") for each in headings]
+
+
+def test_the_readme_is_short():
+    assert len(PAGES[ROOT / "README.md"].encode()) <= 20_000
+
+
+def test_what_a_newcomer_reads_is_short():
+    assert sum(readme_tables.line_count(ROOT / name, part) for name, part, _ in readme_tables.READING_PATH) <= 1500
 
 
 def test_recipe_of_an_environment(monkeypatch):
-    code = next(block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "GoalEnv" in block)
+    code = next(block for block in re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL) if "PhysicsEnv" in block)
     module: dict = {}
     exec(code, module)
-    monkeypatch.setitem(envs.ENVS, "point", module["Point"])
-    for backend in module["Point"].physics:
-        checks, _ = check_env(envs.make_env("point", backend), 4, 60, QUICK_COMPILE)
+    monkeypatch.setitem(envs.ENVS, "point_mass", module["PointMass"])
+    for backend in module["PointMass"].physics:
+        checks, _ = check_env(envs.make_env("point_mass", backend), 4, 60, QUICK_COMPILE)
         assert [check for check in checks if not check.passed] == []
     with pytest.raises(ValueError, match="spring"):
-        envs.make_env("point", "spring")
+        envs.make_env("point_mass", "spring")
 
 
 # The commands, each with the same sizes made small.
@@ -100,7 +115,7 @@ PLACEHOLDERS = {
     " --sweep ": " ",
     "RUN_DIR": '"$RUN_DIR"',
     "NAME": "reacher",
-    "envs.check point": "envs.check reacher",
+    "envs.check point_mass": "envs.check reacher",
     "envs.check --all": "envs.check reacher",
     "in 1 2 3 4 5;": "in 1;",
     "sweep.yml\n": "sweep.yml --runs 1\n",
@@ -109,9 +124,10 @@ PLACEHOLDERS = {
 
 
 def commands() -> list[str]:
-    """Every bash block of the README, and every command inside of its sentences, without comments and line breaks."""
-    blocks = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
-    sentences = re.sub(r"```.*?```", "", README, flags=re.DOTALL)
+    """Every bash block of README and docs, and every command inside of their sentences, without comments and line
+    breaks."""
+    blocks = re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL)
+    sentences = re.sub(r"```.*?```", "", TEXT, flags=re.DOTALL)
     quoted = [" ".join(words.split()) for words in re.findall(r"`([^`]+)`", sentences)]
     quoted = [words for words in quoted if re.match(r"python |(\./)?scripts/\S+\.sh |SEEDS=", words)]
     without_comments = [re.sub(r"\s+# .*", "", block).strip() for block in [*blocks, *quoted]]
@@ -174,7 +190,7 @@ def test_a_command_runs(clone, block):
 
 @pytest.mark.slow
 def test_a_policy_is_loaded_as_shown(clone):
-    code = next(block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "load_policy" in block)
+    code = next(block for block in re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL) if "load_policy" in block)
     code = re.sub(r'"runs/[^"]*"', repr(clone.run_dir), code)
     names = {"obs": np.zeros((3, 13), np.float32)}  # reacher: state 10, goal 3
     exec(code, names)

@@ -1,15 +1,29 @@
 """Pictures: every environment can be drawn, the goal stands where it was put, and without OpenGL one line says so."""
 
+import os
+import platform
+import subprocess
 import sys
+from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import mujoco
 import numpy as np
 import pytest
-from drawing import DrawnProbe, needs_opengl, pixels
+from conftest import ProbeEnv, make_probe_program, tiny
+from drawing import can_draw, drawn_run, needs_opengl, pixels
 
 from envs import ENVS, make_env
-from envs.base import without_missing_opengl
+from envs.check import check_env
+from envs.opengl import usable_opengl
 from envs.render import Renderer, Scene, open_renderer, scene_xml, wall_boxes
+from scripts.play import Stage
+from src.insight import draw_all
+from src.player import Player
+from src.video import film, record
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def green(picture: np.ndarray) -> np.ndarray:
@@ -21,7 +35,7 @@ def green(picture: np.ndarray) -> np.ndarray:
 def test_scene_has_the_joints_of_the_environment(name):
     env = make_env(name)
     model = mujoco.MjModel.from_xml_string(scene_xml(env, 48, 64))
-    assert (model.nq, model.nv) == (env.sys.q_size(), env.sys.qd_size())
+    assert model.nq == jax.eval_shape(lambda key: env.pose(env.reset(key)), jax.random.key(0)).shape[-1]
     marker = model.geom_bodyid == model.body("commanded_goal").id
     assert not np.any(model.geom_contype[marker] | model.geom_conaffinity[marker])
 
@@ -55,7 +69,7 @@ def test_camera_of_a_video_sees_every_pose():
 
 
 def test_camera_sees_each_pose_with_its_own_goal():
-    scene = Scene(DrawnProbe())
+    scene = Scene(ProbeEnv())
     poses, goals = np.array([[0.0, 0.0], [3.0, 0.0]]), np.array([[-1.0, 0.0], [1.0, 0.0]])
     camera = scene.camera(poses, goals)
     low, high = -1 - 0.2, 3 + 0.1  # the goal's radius left of it, the point's right of it
@@ -64,7 +78,8 @@ def test_camera_sees_each_pose_with_its_own_goal():
 
 
 def test_walls_are_those_of_the_model():
-    np.testing.assert_allclose(wall_boxes(DrawnProbe()), [[0.5, 0.5, 0.1, 0.2]])
+    border = [[-1.05, 0, 0.05, 1.1], [1.05, 0, 0.05, 1.1], [0, -1.05, 1, 0.05], [0, 1.05, 1, 0.05]]
+    np.testing.assert_allclose(wall_boxes(make_env("point")), border)
     env = make_env("ant_u_maze")
     assert len(wall_boxes(env)) == env.walls.sum()
 
@@ -79,15 +94,122 @@ def test_without_opengl_one_line_says_what_to_install(monkeypatch):
     assert "\n" not in str(error.value)
 
 
-def test_a_missing_library_named_by_mujoco_gl_is_done_without(capsys, monkeypatch):
-    monkeypatch.setattr(sys, "platform", "linux")
-    assert without_missing_opengl("glfw") == "glfw"
+# MUJOCO_GL.
+
+
+@pytest.mark.parametrize("value", ["", "glfw", "disabled", "off", "0", "ON", " Disabled "])
+def test_values_of_mujoco_gl_that_mujoco_knows_stay(value, capsys):
+    assert usable_opengl(value) == value
     assert capsys.readouterr().err == ""
 
+
+@pytest.mark.parametrize(
+    ("system", "value"),
+    [("Linux", "cgl"), ("Linux", "gpu"), ("Linux", "wgl"), ("Linux", "elg"), ("Darwin", "egl"), ("Windows", "osmesa")],
+)
+def test_values_of_mujoco_gl_that_mujoco_does_not_know_cost_the_pictures(system, value, capsys, monkeypatch):
+    monkeypatch.setattr(platform, "system", lambda: system)
+    assert usable_opengl(value) == "disabled"
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"warning: nothing can be drawn, MUJOCO_GL={value} ") and system in line
+
+
+@pytest.mark.parametrize(("value", "library"), [("EGL", "libEGL"), ("osmesa", "libOSMesa")])
+def test_a_missing_library_named_by_mujoco_gl_is_done_without(value, library, capsys, monkeypatch):
     def missing(_):
         raise OSError("no such file")
 
+    monkeypatch.setattr(platform, "system", lambda: "Linux")
     monkeypatch.setattr("ctypes.CDLL", missing)
-    assert without_missing_opengl("EGL") == "disabled"
+    assert usable_opengl(value) == "disabled"
     (line,) = capsys.readouterr().err.splitlines()
-    assert "MUJOCO_GL=EGL" in line and "libEGL" in line
+    assert f"MUJOCO_GL={value}" in line and library in line
+
+
+@pytest.mark.parametrize("value", ["cgl", "gpu", "eg l"])
+def test_environments_are_imported_whatever_mujoco_gl_says(value):
+    code = "import envs.render, mujoco; print(envs.make_env('point').dt)"
+    environment = os.environ | {"MUJOCO_GL": value}
+    process = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, cwd=ROOT)
+    assert process.stdout == "0.1\n", process.stderr
+    assert process.stderr.count("warning: nothing can be drawn") == 1
+
+
+# Goals that are no place, or more than one.
+
+
+class WithVelocity(ProbeEnv):
+    """Its goal is x, y and a velocity, of which pictures show the place."""
+
+    state_dim = 4
+    goal_indices = (0, 1, 2, 3)
+    goal_place_dim = 2
+
+    def sample_goal(self, key):
+        return jnp.concatenate([super().sample_goal(key), jnp.array([7.0, -7.0])])
+
+    def observe(self, pipeline_state, action):
+        return jnp.concatenate([pipeline_state["position"], action])
+
+
+class TwoPlaces(WithVelocity):
+    """Its goal is two points of space and a number; the first is shown."""
+
+    goal_indices = (0, 1, 2, 3, 0, 1, 2)
+    goal_place_dim = 3
+
+    def sample_goal(self, key):
+        return jnp.array([0.5, -0.5, 0.3, 9.0, 9.0, 9.0, 1.0])
+
+
+class Angle(ProbeEnv):
+    """Its goal is no place."""
+
+    goal_indices = (0,)
+    goal_place_dim = 0
+
+    def sample_goal(self, key):
+        return super().sample_goal(key)[:1]
+
+
+@pytest.mark.parametrize(
+    ("probe", "goal", "place"),
+    [
+        (WithVelocity, [0.5, -0.5, 7.0, 7.0], [0.5, -0.5, 0.2]),
+        (TwoPlaces, [0.5, -0.5, 0.3, 9.0, 9.0, 9.0, 1.0], [0.5, -0.5, 0.3]),
+        (Angle, [3.0], [0.0, 0.0, 0.2]),
+    ],
+)
+def test_goals_are_shown_as_far_as_they_are_places(probe, goal, place):
+    scene = Scene(probe())
+    scene.camera(np.zeros((1, 2)), np.array(goal))
+    np.testing.assert_allclose(scene.data.mocap_pos[-1], place)
+    visible = scene.model.geom_rgba[scene.model.geom_bodyid == scene.model.body("commanded_goal").id, 3]
+    assert (visible[0] > 0) == (probe is not Angle)
+
+
+@pytest.mark.parametrize("probe", [WithVelocity, TwoPlaces, Angle])
+def test_policies_with_goals_that_are_no_places_are_drawn_and_played(probe, tmp_path, capsys):
+    program = make_probe_program(tiny(), probe)
+    agent_state = program.algorithm.init(jax.random.key(0))
+    recording = record(program, agent_state, 4)
+    pictures, worked = draw_all(tmp_path, program, agent_state, recording.episodes)
+    assert worked and {path.stem for path in pictures} == (set() if probe is Angle else {"energy", "reached_goals"})
+    if can_draw():
+        assert film(program, recording, ("best",), seconds=0.1).shape[-1] == 3
+    stage = Stage(Player(program, agent_state))
+    before = stage.player.goal
+    stage.new_goal((0.25, 0.5))
+    moved = [0.25, 0.5][: min(2, probe.goal_place_dim)]
+    np.testing.assert_allclose(stage.player.goal, [*moved, *before[len(moved) :]])
+    stage.advance()
+    checks, _ = check_env(program.env.env, num_envs=2, num_steps=4)
+    (picture,) = (check for check in checks if check.name == "picture")
+    assert picture.passed and picture.detail.startswith("drawn in" if can_draw() else "not drawn: no OpenGL")
+
+
+def test_a_goal_with_a_velocity_costs_a_run_nothing(tmp_path, capsys):
+    run_dir = drawn_run(tmp_path, WithVelocity, render=True)
+    assert {path.stem for path in run_dir.glob("*.png")} == {"critic", "energy", "reached_goals"}
+    err = capsys.readouterr().err
+    assert err == "" if can_draw() else "no OpenGL to draw with" in err

@@ -1,4 +1,4 @@
-"""The ring against a Python list, the goal sampler against exact probabilities. Rows carry their id in every field."""
+"""The ring against a Python list, what is drawn from it against a loop. Rows carry their id in every field."""
 
 import functools
 
@@ -6,76 +6,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import scipy.stats
+from conftest import tiny
+from counts import GOAL_CHANCES, chi_square
+from ring import CAPACITY, NUM_ENVS, STATE_DIM, Recorder, empty_ring, make_rows
 
 from src import replay_buffer
+from src.algorithms import crl
+from src.goals import GOAL_RULES
 
-STATE_DIM, ACTION_SIZE = 3, 2
-CAPACITY, NUM_ENVS, UNROLL = 12, 3, 4
-
-
-def make_rows(step, traj_id):
-    """Rows whose state and action spell (env, step): `step` and `traj_id` are (T, N)."""
-    step, traj_id = np.asarray(step, np.float32), np.asarray(traj_id, np.int32)
-    env = np.broadcast_to(np.arange(step.shape[1], dtype=np.float32), step.shape)
-    state = np.stack([env, step, traj_id], axis=-1)
-    action = np.stack([-env, -step], axis=-1)
-    return replay_buffer.Rows(jnp.asarray(state), jnp.asarray(action), jnp.asarray(traj_id))
+index_futures = jax.jit(replay_buffer.index_futures, static_argnames="least")
 
 
-class Recorder:
-    """Inserts unrolls of random episodes, and keeps in plain lists what the ring should hold."""
-
-    def __init__(self, mean_length, capacity=CAPACITY, num_envs=NUM_ENVS, seed=0):
-        self.random = np.random.default_rng(seed)
-        self.mean_length, self.capacity, self.num_envs = mean_length, capacity, num_envs
-        self.buffer_state = replay_buffer.init(capacity, num_envs, STATE_DIM, ACTION_SIZE)
-        self.steps = 0
-        self.traj = np.zeros(num_envs, np.int32)
-        self.kept = []  # (step, traj_id of every env), the last `capacity` of them
-
-    def add(self, unroll=UNROLL):
-        new = []
-        for _ in range(unroll):
-            new.append((self.steps, self.traj.copy()))
-            self.steps += 1
-            self.traj += self.random.random(self.num_envs) < 1 / self.mean_length
-        rows = make_rows([[step] * self.num_envs for step, _ in new], [traj for _, traj in new])
-        self.buffer_state = insert(self.buffer_state, rows)
-        self.kept = (self.kept + new)[-self.capacity :]
-
-    def futures(self):
-        """{(env, step): steps that follow in its trajectory} of every stored row, by looking at each later row."""
-        found = {}
-        for env in range(self.num_envs):
-            for i, (step, traj) in enumerate(self.kept):
-                later = [s for s, t in self.kept[i + 1 :] if t[env] == traj[env]]
-                found[env, step] = len(later)
-        return found
-
-
-insert = jax.jit(replay_buffer.insert)
-index_futures = jax.jit(replay_buffer.index_futures)
-
-
-@functools.partial(jax.jit, static_argnums=(2, 3))
-def draw(key, buffer_state, shape, discounting):
+@functools.partial(jax.jit, static_argnums=(2, 3, 4))
+def draw(key, buffer_state, shape, discounting, goal_rule="geometric"):
+    """The rows and the later rows of pairs as CRL draws them, and the batch of all; goals are whole states."""
+    updates, batch_size = shape
+    sizes = {"num_envs": updates * batch_size, "episode_length": 2, "batch_size": batch_size}
+    config = tiny(**sizes, discounting=discounting, goal_rule=goal_rule)
     index = replay_buffer.index_futures(buffer_state)
-    row, future_row = replay_buffer.sample_pairs(key, index, shape, discounting)
-    return row, future_row, replay_buffer.gather(buffer_state.rows, row, future_row)
-
-
-def chi_square(observed, probabilities):
-    """p-value of the counts `observed`; classes that expect fewer than 5 are put together."""
-    observed, expected = np.asarray(observed, float), np.sum(observed) * np.asarray(probabilities, float)
-    order = np.argsort(expected)
-    small = order[np.cumsum(expected[order]) < 5]
-    if small.size:
-        small = order[: small.size + 1]  # with the next one, the pool expects 5
-        rest = np.setdiff1d(order, small)
-        observed = np.append(observed[rest], observed[small].sum())
-        expected = np.append(expected[rest], expected[small].sum())
-    return scipy.stats.chisquare(observed, expected).pvalue if len(observed) > 1 else 1.0
+    pairs = crl.draw(config, None, buffer_state, index, key)
+    assert pairs.row.shape == pairs.future_row.shape == shape
+    batch = crl.gather(1, tuple(range(STATE_DIM)), buffer_state.rows, index, jax.tree.map(jnp.ravel, pairs))
+    return pairs.row, pairs.future_row, batch
 
 
 # The ring.
@@ -97,7 +49,7 @@ def test_the_ring_keeps_the_newest_rows_in_every_field(unroll):
 
 
 def test_an_empty_ring_has_nothing_to_draw():
-    empty = replay_buffer.init(CAPACITY, NUM_ENVS, STATE_DIM, ACTION_SIZE)
+    empty = empty_ring()
     assert empty.size == empty.position == 0
     index = index_futures(empty)
     assert index.rank[-1] == 0
@@ -105,7 +57,7 @@ def test_an_empty_ring_has_nothing_to_draw():
 
 
 def test_unrolls_that_do_not_divide_the_ring_are_refused():
-    ring = replay_buffer.init(CAPACITY, NUM_ENVS, STATE_DIM, ACTION_SIZE)
+    ring = empty_ring()
     rows = make_rows(np.zeros((5, NUM_ENVS)), np.zeros((5, NUM_ENVS)))
     with pytest.raises(ValueError, match="12 rows cannot take 5 rows"):
         replay_buffer.insert(ring, rows)
@@ -113,7 +65,7 @@ def test_unrolls_that_do_not_divide_the_ring_are_refused():
 
 @pytest.mark.parametrize(("field", "shape"), [("state", (4, 3, 2)), ("action", (4, 3, 3)), ("traj_id", (4, 2))])
 def test_rows_of_other_shapes_are_refused(field, shape):
-    ring = replay_buffer.init(CAPACITY, NUM_ENVS, STATE_DIM, ACTION_SIZE)
+    ring = empty_ring()
     rows = make_rows(np.zeros((4, NUM_ENVS)), np.zeros((4, NUM_ENVS)))
     with pytest.raises(ValueError, match="do not fit"):
         replay_buffer.insert(ring, rows.replace(**{field: jnp.zeros(shape)}))
@@ -136,6 +88,24 @@ def test_futures_are_counted_to_the_end_of_the_stored_trajectory(mean_length, se
         np.testing.assert_array_equal(num_future, expected)
 
 
+@pytest.mark.parametrize("least", [0, 1, 2])
+@pytest.mark.parametrize("mean_length", [1.5, 4, 30])
+def test_rows_with_enough_later_ones_can_be_drawn_and_no_others(least, mean_length):
+    """With 0 also the last row of a trajectory, the only one that can say that its episode terminated. Never a row that
+    is not filled yet."""
+    recorder = Recorder(mean_length, seed=7)
+    for _ in range(6):
+        recorder.add()
+        index = index_futures(recorder.buffer_state, least=least)
+        expected = {
+            step % CAPACITY * NUM_ENVS + env for (env, step), count in recorder.futures().items() if count >= least
+        }
+        assert index.rank[-1] == len(expected)
+        if expected:
+            row = replay_buffer.sample_rows(jax.random.key(recorder.steps), index, (2000,))
+            assert set(np.asarray(row).tolist()) == expected
+
+
 @pytest.mark.parametrize("unrolls", [1, 2, 3, 5])
 @pytest.mark.parametrize("mean_length", [2, 6, 100])
 def test_pairs_are_later_rows_of_the_same_trajectory(unrolls, mean_length):
@@ -143,9 +113,9 @@ def test_pairs_are_later_rows_of_the_same_trajectory(unrolls, mean_length):
     recorder = Recorder(mean_length, seed=unrolls)
     for _ in range(unrolls):
         recorder.add()
-    row, future_row, batch = draw(jax.random.key(unrolls), recorder.buffer_state, (4000,), 0.9)
+    (row,), (future_row,), batch = draw(jax.random.key(unrolls), recorder.buffer_state, (1, 4000), 0.9)
     env, step, traj = np.asarray(batch.state, int).T
-    future_env, future_step, future_traj = np.asarray(batch.future_state, int).T
+    future_env, future_step, future_traj = np.asarray(batch.future_goal, int).T
 
     np.testing.assert_array_equal(env, future_env)
     np.testing.assert_array_equal(traj, future_traj)
@@ -167,7 +137,7 @@ def test_rows_are_drawn_uniformly():
     recorder = Recorder(mean_length=6, seed=4)
     for _ in range(5):
         recorder.add()
-    row, _, _ = draw(jax.random.key(0), recorder.buffer_state, (60_000,), 0.9)
+    (row,), _, _ = draw(jax.random.key(0), recorder.buffer_state, (1, 60_000), 0.9)
     valid = [step % CAPACITY * NUM_ENVS + env for (env, step), count in recorder.futures().items() if count]
     assert 10 < len(valid) < CAPACITY * NUM_ENVS
     counts = np.bincount(row, minlength=CAPACITY * NUM_ENVS)
@@ -178,58 +148,25 @@ def test_rows_are_drawn_uniformly():
 def test_batches_of_one_draw_differ():
     recorder = Recorder(mean_length=20)
     recorder.add(12)
-    row, future_row, _ = draw(jax.random.key(0), recorder.buffer_state, (50, 8), 0.9)
-    assert row.shape == future_row.shape == (50, 8)
+    row, _, _ = draw(jax.random.key(0), recorder.buffer_state, (50, 8), 0.9)
     assert len({tuple(batch) for batch in np.asarray(row).tolist()}) == 50
 
 
 # How far ahead goals lie.
 
 
-def exact(num_future, discounting):
-    weights = discounting ** np.arange(1, num_future + 1)
-    return weights / weights.sum()
-
-
-@pytest.mark.parametrize("num_future", [1, 2, 7, 60, 999])
-@pytest.mark.parametrize("discounting", [1e-3, 0.5, 0.9, 0.99, 0.9999, 1 - 1e-9, 1 - 1e-16])
-def test_goals_are_truncated_geometric(num_future, discounting):
-    """Up to the discount that float32 would round to 1, where all steps are equally likely."""
-    u = jax.random.uniform(jax.random.key(num_future), (100_000,))
-    k = np.asarray(truncated_geometric(u, jnp.full(u.shape, num_future), discounting))
-    assert k.min() >= 1
-    assert k.max() <= num_future
-    counts = np.bincount(k, minlength=num_future + 1)[1:]
-    assert chi_square(counts, exact(num_future, discounting)) > 1e-3
-
-
-truncated_geometric = jax.jit(replay_buffer.truncated_geometric, static_argnums=2)
-
-
-def test_the_chi_square_can_fail():
-    """What a likely mistake would draw: geometric without truncation, clipped to the last row."""
-    k = np.minimum(np.random.default_rng(0).geometric(0.1, 100_000), 7)
-    assert chi_square(np.bincount(k, minlength=8)[1:], exact(7, 0.9)) < 1e-9
-    assert chi_square([500, 500], [0.5, 0.5]) == pytest.approx(1)
-
-
-def test_goals_of_the_whole_sampler_are_truncated_geometric():
+@pytest.mark.parametrize("goal_rule", GOAL_RULES)
+def test_goals_of_the_whole_sampler_follow_the_rule(goal_rule):
     """Of one row with m rows after it, one that lies before the seam and reaches over it."""
     recorder = Recorder(mean_length=1e9, num_envs=1)
     for _ in range(5):
         recorder.add()
-    row, future_row, _ = draw(jax.random.key(1), recorder.buffer_state, (100_000,), 0.7)
+    (row,), (future_row,), _ = draw(jax.random.key(1), recorder.buffer_state, (1, 100_000), 0.7, goal_rule)
     oldest = recorder.kept[0][0] % CAPACITY
     assert oldest > 0
     for age in (0, 3, 8):
         of_row = np.asarray(row) == (oldest + age) % CAPACITY
         k = (np.asarray(future_row)[of_row] - np.asarray(row)[of_row]) % CAPACITY
         num_future = CAPACITY - 1 - age
-        assert chi_square(np.bincount(k, minlength=num_future + 1)[1:], exact(num_future, 0.7)) > 1e-3
-
-
-@pytest.mark.parametrize("u", [0.0, float(np.nextafter(np.float32(1), np.float32(0)))])
-@pytest.mark.parametrize("num_future", [1, 2, 1000])
-def test_the_ends_of_the_uniform_draw_stay_inside(u, num_future):
-    k = replay_buffer.truncated_geometric(jnp.float32(u), jnp.asarray(num_future), 0.99)
-    assert k == (1 if u == 0 else num_future)
+        chances = GOAL_CHANCES[goal_rule](num_future, 0.7)
+        assert chi_square(np.bincount(k, minlength=num_future + 1)[1:], chances) > 1e-3

@@ -17,8 +17,10 @@ from durability import arguments, at_moment, read_until, run_dirs, start_process
 
 import training
 from scripts import crash_test
+from src import resume
 from src.checkpoint import device_tree, host_arrays, list_checkpoints
-from utils import read_rows
+from src.output import read_rows
+from src.process import Interruption
 
 pytestmark = pytest.mark.usefixtures("probe_registered")
 # Moments of the tiny run: 0 evaluation, 1 and 2 prefill, 3 to 5 or fewer training, then an evaluation, and so on.
@@ -162,7 +164,7 @@ def test_a_signal_as_a_batch_ends_is_kept_for_the_next(monkeypatch, tmp_path, ca
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, and_a_signal)
         assert training.main(arguments(config)) == training.INTERRUPTED
-    assert "SIGTERM: left after seed 0; go on with  python training.py" in capsys.readouterr().out
+    assert "SIGTERM: left after seed 0; continue with  python training.py" in capsys.readouterr().out
     assert len(run_dirs(tmp_path)) == 1
     assert training.main(arguments(config, "--resume")) == 0
     assert len(run_dirs(tmp_path)) == 2
@@ -172,13 +174,95 @@ def test_a_signal_as_a_batch_ends_is_kept_for_the_next(monkeypatch, tmp_path, ca
 def test_a_bare_resume_keeps_the_size_of_the_batches(monkeypatch, tmp_path, capsys, together):
     """On a machine with memory for as many seeds, then on one that would train them otherwise."""
     config = tiny(output_dir=str(tmp_path), num_seeds=2)
-    monkeypatch.setattr(training, "seeds_that_fit", lambda *_: together)
+    monkeypatch.setattr(resume, "seeds_that_fit", lambda *_: together)
     interrupt(monkeypatch, config, 3)
     assert ("--seed_batch 1" in capsys.readouterr().out) == (together == 1)
-    monkeypatch.setattr(training, "seeds_that_fit", lambda *_: 3 - together)
+    monkeypatch.setattr(resume, "seeds_that_fit", lambda *_: 3 - together)
     assert training.main(arguments(config, "--resume")) == 0
     assert capsys.readouterr().out.count("resume      at ") == 1
     assert len(run_dirs(tmp_path)) == 2
+
+
+@pytest.fixture
+def two_seeds(references, tmp_path):
+    """The folders of a finished run of two seeds, and the command that trains it longer."""
+    shutil.copytree(references(num_seeds=2)[0].parents[2], tmp_path / "runs")
+    longer = tiny(output_dir=str(tmp_path / "runs"), num_seeds=2, num_timesteps=180)
+    return run_dirs(tmp_path / "runs"), arguments(longer)
+
+
+def the_folder(first, tmp_path):
+    return first
+
+
+def a_link(first, tmp_path):
+    (tmp_path / "latest").symlink_to(first)
+    return tmp_path / "latest"
+
+
+def a_link_to_its_checkpoint(first, tmp_path):
+    (tmp_path / "latest").symlink_to(list_checkpoints(first)[-1])
+    return tmp_path / "latest"
+
+
+def a_way_around(first, tmp_path):
+    return first / "checkpoints" / ".." / ".." / first.name
+
+
+def another_name(first, tmp_path):
+    return first.rename(first.with_name("the best one, überhaupt"))
+
+
+@pytest.mark.parametrize("way", [the_folder, a_link, a_link_to_its_checkpoint, a_way_around, another_name])
+def test_the_other_seeds_are_found_whatever_way_leads_to_the_first(two_seeds, tmp_path, way):
+    (first, second), words = two_seeds
+    assert training.main([*words, "--resume", str(way(first, tmp_path))]) == 0
+    assert [path.name for path in list_checkpoints(second)] == ["000000000180"]
+
+
+def test_a_seed_whose_folder_is_gone_is_named(two_seeds, capsys):
+    (first, second), words = two_seeds
+    shutil.rmtree(second)
+    error = refusal(capsys, *words, "--resume", str(first))
+    assert str(second) in error and "not there" in error
+
+
+@pytest.mark.parametrize("form", ["--output_dir=~/runs", "--output_dir ~/runs", "--output_dir=~/./runs/"])
+def test_a_tilde_is_the_home_also_where_the_shell_leaves_it(monkeypatch, tmp_path, form):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    config = tiny(num_evals=1, run_dir_file="~/folders.txt")
+    assert training.main([*arguments(config), *form.split()]) == 0
+    (run_dir,) = run_dirs(tmp_path / "runs")
+    assert (tmp_path / "folders.txt").read_text() == f"{run_dir}\n"
+    longer = arguments(tiny(num_evals=1, num_timesteps=180), f"--resume=~/{run_dir.relative_to(tmp_path)}")
+    assert training.main(longer) == 0
+    assert not (tmp_path / "~").exists()
+
+
+def test_a_home_that_does_not_exist_is_refused(capsys):
+    assert "--output_dir ~nobody-here/runs: " in refusal(capsys, "--output_dir=~nobody-here/runs")
+
+
+def test_run_folders_are_listed_before_training(monkeypatch, tmp_path):
+    """Those of all batches by its end, and those of finished runs too."""
+    listed = tmp_path / "folders.txt"
+    config = tiny(output_dir=str(tmp_path), num_seeds=2, seed_batch=1, num_evals=1, run_dir_file=str(listed))
+    seen = []
+    with monkeypatch.context() as patch:
+        at_moment(patch, 0, lambda recorder: seen.append(listed.read_text().splitlines()))
+        assert training.main(arguments(config)) == 0
+    folders = [str(path) for path in run_dirs(tmp_path)]
+    assert seen == [folders[:1]] and listed.read_text().splitlines() == folders
+    listed.write_text("of another run\n")
+    assert training.main(arguments(config, "--resume")) == 0
+    assert listed.read_text().splitlines() == folders
+
+
+def test_a_list_of_run_folders_that_cannot_be_written_is_refused(tmp_path, capsys):
+    config = tiny(output_dir=str(tmp_path / "runs"), run_dir_file=str(tmp_path / "none" / "folders.txt"))
+    assert "--run_dir_file: cannot write" in refusal(capsys, *arguments(config))
+    assert not (tmp_path / "runs").exists()
 
 
 def test_one_folder_does_not_stand_for_several_batches(finished, capsys):
@@ -309,7 +393,10 @@ def test_nothing_is_unpickled(finished, monkeypatch):
 # Signals, sent to a process of its own.
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+LEAVING = [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP]
+
+
+@pytest.mark.parametrize("number", LEAVING)
 def test_signals_save_and_leave_with_a_status_of_their_own(tmp_path, number):
     config = tiny(output_dir=str(tmp_path), num_timesteps=10**9, num_evals=2)
     process = start_process(config)
@@ -323,6 +410,20 @@ def test_signals_save_and_leave_with_a_status_of_their_own(tmp_path, number):
     assert int(checkpoint.name) > 0
 
 
+def test_a_hangup_that_is_ignored_stays_ignored(tmp_path):
+    """As under nohup; other signals are noticed still."""
+    config = tiny(output_dir=str(tmp_path), num_timesteps=10**9, num_evals=2)
+    process = start_process(config, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+    output = read_until(process, "checkpoint  ")
+    process.send_signal(signal.SIGHUP)
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(timeout=2)
+    process.send_signal(signal.SIGUSR2)
+    output += process.communicate(timeout=60)[0]
+    assert process.returncode == training.INTERRUPTED, output
+    assert "SIGUSR2: left at" in output and "SIGHUP" not in output
+
+
 def test_a_signal_before_training_leaves_at_once(tmp_path):
     process = start_process(tiny(output_dir=str(tmp_path)))
     read_until(process, "run folder")
@@ -333,10 +434,10 @@ def test_a_signal_before_training_leaves_at_once(tmp_path):
 
 
 def test_a_second_ctrl_c_leaves_at_once(monkeypatch, tmp_path):
-    interruption = training.Interruption()
+    interruption = Interruption()
     interruption.started = True
     left = []
-    monkeypatch.setattr(training.os, "_exit", left.append)
+    monkeypatch.setattr(os, "_exit", left.append)
     with interruption.noticed():
         os.kill(os.getpid(), signal.SIGINT)
         assert interruption.requested == "SIGINT" and not left

@@ -7,10 +7,11 @@ import pytest
 
 from envs import make_env
 from scripts import scale_plan
-from src.plan import memory_plan
-from utils import Config, derive_schedule
+from src.algorithms.crl import CRLConfig
+from src.plan import measure, memory_plan
+from utils import derive_schedule
 
-MEASURED = {"flags": dataclasses.asdict(Config(num_envs=256)), "env steps/s, env alone": 1e5, "update ms": 2.0}
+MEASURED = {"flags": dataclasses.asdict(CRLConfig(num_envs=256)), "env steps/s, env alone": 1e5, "update ms": 2.0}
 
 
 def test_parts_divide_among_devices_and_the_exchange_appears():
@@ -20,8 +21,9 @@ def test_parts_divide_among_devices_and_the_exchange_appears():
     assert four["updates"] == pytest.approx(one["updates"] / 4)
     assert one["exchange"] == 0 < four["exchange"]
     assert scale_plan.plan(MEASURED, 1024, 4, 2e9)["exchange"] == four["exchange"] / 2
-    config = Config(num_envs=1024)
-    assert one["GiB"] == sum(memory_plan(config, derive_schedule(config), make_env("reacher").sizes).values()) / 2**30
+    config = CRLConfig(num_envs=1024)
+    costs = measure(config, make_env("reacher"))
+    assert one["GiB"] == sum(memory_plan(config, derive_schedule(config), costs).values()) / 2**30
 
 
 def test_the_table_names_the_longest_part(tmp_path, capsys):

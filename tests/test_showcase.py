@@ -6,13 +6,14 @@ import signal
 
 import numpy as np
 import pytest
-from conftest import flags, make_probe_program, registered, tiny
+from conftest import ProbeEnv, flags, make_probe_program, registered, tiny
 from drawing import DrawnProbe, drawn_run, needs_opengl
 from PIL import Image
 
 import training
+from envs.base import GoalEnv
+from src.loop import Position
 from src.showcase import Showcase
-from src.train import Position
 
 PICTURES = {"energy.png", "reached_goals.png", "critic.png"}
 
@@ -39,7 +40,7 @@ def test_without_opengl_a_run_says_so_once_and_is_the_same(tmp_path, capsys, mon
     monkeypatch.setattr("mujoco.Renderer", lambda *_: 1 / 0)
     with_pictures = drawn_run(tmp_path / "on", render=True, video_every=1)
     (line,) = capsys.readouterr().err.splitlines()
-    assert "video failed, training goes on" in line
+    assert "video failed, training continues" in line
     assert "install libegl1, or libosmesa6 and set MUJOCO_GL=osmesa" in line
     assert names(with_pictures) == (PICTURES, [])
     without = drawn_run(tmp_path / "off")
@@ -51,10 +52,19 @@ def test_without_opengl_a_run_says_so_once_and_is_the_same(tmp_path, capsys, mon
     assert distances[0] == distances[1]
 
 
-def test_an_env_that_cannot_be_drawn_costs_one_line(tmp_path, capsys, probe_registered):
-    assert training.main(flags(tiny(output_dir=str(tmp_path), render=True))) == 0
+def test_an_env_that_cannot_be_drawn_costs_one_line(tmp_path, capsys):
+    class NoModel(ProbeEnv):
+        model_xml = None
+
+        def pose(self, env_state):
+            return GoalEnv.pose(self, env_state)
+
+    with registered(probe=NoModel):
+        assert training.main(flags(tiny(output_dir=str(tmp_path), render=True))) == 0
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("warning: drawing failed, training goes on")
+    assert line.startswith("warning: video failed, training continues (")
+    assert "NoModel cannot be drawn: it has no model_xml" in line
+    assert {path.name for path in tmp_path.rglob("*.png")} == PICTURES
     assert list(tmp_path.rglob("params.npz"))
 
 

@@ -20,8 +20,9 @@ from scripts import sweep_study, sweep_worker
 from scripts.sweep_file import read_sweep
 from scripts.sweep_space import suggest
 from scripts.sweep_worker import Sweep
-from src.command_line import ConfigError
-from utils import parse_config
+from src.command_line import parse_config
+from src.registries import REGISTRIES
+from utils import FAILED, IN_USE, ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
 SWEEP = ROOT / "scripts" / "sweep.py"
@@ -188,7 +189,7 @@ def test_a_run_of_a_process_that_died_is_taken_over(desk, tmp_path):
     process = start("--runs", "1", "--", "--wait=yes")
     wait_for(lambda: runs(tmp_path))
     process.kill()
-    process.communicate()  # the training it started goes on without it, until it is told to wait no longer
+    process.communicate()  # the training it started continues without it, until it is told to wait no longer
     (trial,) = study(tmp_path)
     assert trial.state.name == "RUNNING"
     long_ago = time.time() - 2 * sweep_worker.DEAD_AFTER_SECONDS
@@ -210,9 +211,9 @@ def sweep(desk, tmp_path, monkeypatch):
 
 
 def test_a_training_that_was_left_alone_is_waited_for(sweep, tmp_path, monkeypatch):
-    """Only scripts/sweep.py was killed: who takes over gets no for an answer as long as its training goes on."""
+    """Only scripts/sweep.py was killed: who takes over gets no for an answer as long as its training runs."""
     monkeypatch.setattr(sweep_worker, "IN_USE_SECONDS", 0.01)
-    refusal = f"import sys; sys.exit({sweep_worker.IN_USE})"
+    refusal = f"import sys; sys.exit({IN_USE})"
     program = tmp_path / "program.py"
     program.write_text(f"open({str(program)!r}, 'w').write({PROGRAM!r}); {refusal}")
     sweep.work(None)
@@ -258,8 +259,7 @@ def test_studies_of_the_published_file_share_no_folder(tmp_path):
         made = optuna.create_study(study_name=name, sampler=optuna.samplers.RandomSampler(seed=0))
         settings = suggest(made.ask(), described["parameters"])
         command = Sweep(described, made, 1, [], str(tmp_path))._command(0, settings)
-        flags = [word for word in command[2:] if not word.startswith("--run_dir_file")]
-        names.append(parse_config(flags).group_name)
+        names.append(parse_config(command[2:], REGISTRIES).group_name)
     assert names == ["ant", "second"]
 
 
@@ -422,11 +422,11 @@ def test_no_exception_of_a_worker_ends_with_status_0(sweep, monkeypatch, capsys,
 
     with monkeypatch.context() as patch:
         patch.setattr(sweep_worker, "suggest", fail)
-        assert sweep_script.run(sweep, [None]) == sweep_worker.FAILED
+        assert sweep_script.run(sweep, [None]) == FAILED
     assert [trial.state.name for trial in sweep.study.trials] == ["FAIL"]
     assert f"run 0 failed: {type(error).__name__}" in capsys.readouterr().out
     monkeypatch.setattr(sweep, "_take_over", fail)
-    assert sweep_script.run(sweep, [None]) == sweep_worker.FAILED
+    assert sweep_script.run(sweep, [None]) == FAILED
     assert capsys.readouterr().err.startswith(f"error: a worker ended: {type(error).__name__}")
 
 
@@ -509,11 +509,11 @@ def test_the_published_file_is_legal():
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     for _ in range(30):
         settings = suggest(study.ask(), sweep["parameters"])
-        config = parse_config([f"--{name}={value}" for name, value in settings.items()])
+        config = parse_config([f"--{name}={value}" for name, value in settings.items()], REGISTRIES)
         assert config.log_wandb and config.env_name == "ant"
     for name, spec in sweep["parameters"].items():
         for value in spec.get("values", []):
-            assert getattr(parse_config([f"--{name}={value}"]), name) == value
+            assert getattr(parse_config([f"--{name}={value}"], REGISTRIES), name) == value
 
 
 # With W&B: the real client and its agent.
@@ -522,8 +522,9 @@ def test_the_published_file_is_legal():
 READS_FLAGS = f"""
 import dataclasses, json, os, sys
 sys.path.insert(0, {str(ROOT)!r})
-from utils import parse_config
-config = dataclasses.asdict(parse_config(sys.argv[1:]))
+from src.command_line import parse_config
+from src.registries import REGISTRIES
+config = dataclasses.asdict(parse_config(sys.argv[1:], REGISTRIES))
 with open(os.environ["WANDB_RUN_ID"] + ".json", "w") as file:
     json.dump([os.environ["WANDB_SWEEP_ID"], sys.argv[1:], config], file)
 """

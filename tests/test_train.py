@@ -7,36 +7,23 @@ import itertools
 import math
 import re
 
+import counting
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import UPDATE_METRICS, ProbeEnv, make_probe_program, registered, tiny
+from conftest import UPDATE_METRICS, ProbeEnv, make_probe_program, registered, tiny, tiny_of
+from runs import LEARNER, run_to_end, silent, success_rates
 
-from src import train
+from src import loop, train
+from src.algorithms import ALGORITHMS
+from src.algorithms.crl import CRLConfig
 from src.losses import CONTRASTIVE_LOSSES, ENERGY_FNS
-from src.plan import memory_plan
-from utils import Config, derive_schedule
+from src.plan import measure, memory_plan
+from src.program import make_program
+from utils import derive_schedule
 
 CLOCK_METRICS = {"eval/sps", "eval/walltime", "training/sps", "training/walltime"}
-
-
-def silent(text):
-    del text
-
-
-def run_to_end(program, seeds=(0,), resumed=None, seconds_per_chunk=2.0):
-    """[(env_steps, metrics of every seed)] of all evaluations, and the last run state, as NumPy arrays."""
-    reports, last = [], None
-    for moment in train.run(program, seeds, silent, resumed, seconds_per_chunk):
-        last = jax.device_get(moment.run_state._replace(train_state=without_key(moment.run_state.train_state)))
-        if moment.metrics is not None:
-            reports.append((moment.env_steps, moment.metrics))
-    return reports, last
-
-
-def without_key(train_state):
-    return train_state.replace(key=jax.random.key_data(train_state.key))
 
 
 def numbers(reports):
@@ -71,7 +58,7 @@ def test_reports_come_at_the_scheduled_env_steps(program, finished):
     reports, last = finished
     assert [env_steps for env_steps, _ in reports] == [0, 100, 160]
     assert program.schedule.total_env_steps == 160
-    assert last.train_state.training_steps == 8
+    assert last.position.training_steps == 8
     assert last.train_state.buffer_state.size == 20
 
 
@@ -84,7 +71,7 @@ def test_metrics_have_the_names_that_dashboards_rely_on(finished):
         for suffix in ("", "_std", "_min", "_max")
     ]
     evaluation = {*per_episode, "eval/episode_success_any", "eval/avg_episode_length", "eval/sps", "eval/walltime"}
-    counts = ("buffer_current_size", "env_resets_nonfinite")
+    counts = ("buffer_current_size", "env_resets_nonfinite", "replay_drawable")
     training = {f"training/{name}" for name in (*UPDATE_METRICS, "sps", "walltime", *counts)}
     names = [set(metrics[0]) for _, metrics in reports]
     assert names == [evaluation, evaluation | training, evaluation | training]
@@ -131,10 +118,10 @@ def test_seeds_trained_together_are_the_runs_they_would_be_alone(program, finish
         assert of_one["eval/episode_dist"] != pytest.approx(alone["eval/episode_dist"], rel=1e-3)
 
 
-def test_a_run_goes_on_from_where_it_was_left(program, finished):
+def test_a_run_continues_from_where_it_was_left(program, finished):
     """From a chunk in the middle of an epoch, and from an evaluation."""
     for stop in (lambda m: m.env_steps == 80, lambda m: m.env_steps == 100 and m.metrics):
-        for moment in train.run(program, (0,), silent, seconds_per_chunk=1e-9):
+        for moment in loop.run(program, (0,), silent, seconds_per_chunk=1e-9):
             if stop(moment):
                 break
         assert stop(moment)
@@ -148,7 +135,7 @@ def test_a_run_goes_on_from_where_it_was_left(program, finished):
 def test_no_key_is_used_twice(program):
     """JAX's own checker, over everything that is compiled. A key that is drawn from twice raises when traced."""
     with jax.debug_key_reuse(True):
-        state, totals = jax.jit(functools.partial(train.start, program))(jax.random.key(0))
+        state, totals = jax.jit(functools.partial(train.init_run, program))(jax.random.key(0))
         count = jnp.zeros((), jnp.int32)
         jax.jit(functools.partial(train.train_chunk, program)).lower(state, totals, count, count)
         jax.jit(functools.partial(train.evaluation, program)).lower(state.agent_state, jax.random.key(1), count)
@@ -168,28 +155,9 @@ def test_the_number_of_epochs_does_not_change_how_often_step_is_traced():
 # What the loop does with an algorithm, whatever it is.
 
 
-def counting_algorithm(action_size):
-    """Learns nothing, and keeps count: of updates, of rows it has observed, and of the keys it was given."""
-
-    def init(key):
-        return {"updates": jnp.zeros(()), "observed": jnp.zeros(()), "sum": jnp.zeros(())}
-
-    def act(agent, obs, key, deterministic=False):
-        return jax.random.uniform(key, (*obs.shape[:-1], action_size), minval=-1.0)
-
-    def update(agent, batch, key):
-        updates = agent["updates"] + 1
-        return agent | {"updates": updates}, {"number": updates, "draw": jax.random.uniform(key)}
-
-    def observe(agent, states):
-        return agent | {"observed": agent["observed"] + states[..., 0].size, "sum": agent["sum"] + jnp.sum(states)}
-
-    return train.Algorithm(init, act, update, observe)
-
-
 def counting_program(config, **probe_options):
     program = make_probe_program(config, functools.partial(ProbeEnv, **probe_options))
-    return program._replace(algorithm=counting_algorithm(action_size=2))
+    return program._replace(algorithm=counting.make(config, program.env.env))
 
 
 def test_every_update_is_made_and_averaged():
@@ -204,30 +172,29 @@ def test_every_update_is_made_and_averaged():
     for (_, (metrics,)), (first, end) in zip(reports[1:], itertools.pairwise([0, *ends]), strict=True):
         assert metrics["training/number"] == pytest.approx(np.mean(np.arange(first + 1, end + 1)))
         assert metrics["training/draw"] == pytest.approx(0.5, abs=0.25)
-    assert last.train_state.agent_state["updates"] == program.schedule.total_updates == 72
+    assert last.train_state.agent_state.params["updates"] == program.schedule.total_updates == 72
     assert len({metrics["training/draw"] for _, (metrics,) in reports[1:]}) == 2
     # The policy never changes, so only its own chance tells the evaluations apart.
     assert len({metrics["eval/episode_dist"] for _, (metrics,) in reports}) == 3
-    assert last.train_state.agent_state["observed"] == program.schedule.total_env_steps
+    assert last.train_state.agent_state.params["observed"] == program.schedule.total_env_steps
 
 
 def test_the_prefill_makes_no_updates_but_is_observed():
     program = counting_program(tiny())
-    state, totals = jax.jit(functools.partial(train.start, program))(jax.random.key(0))
+    state, totals = jax.jit(functools.partial(train.init_run, program))(jax.random.key(0))
     chunk = jax.jit(functools.partial(train.train_chunk, program))
     state, totals = chunk(state, totals, jnp.asarray(2), jnp.asarray(0))
-    assert state.agent_state["updates"] == 0
+    assert state.agent_state.params["updates"] == 0
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(totals))
-    assert state.agent_state["observed"] == 40
+    assert state.agent_state.params["observed"] == 40
     assert state.buffer_state.size == 10
     state, totals = chunk(state, totals, jnp.asarray(1), jnp.asarray(3))
-    assert state.agent_state["updates"] == 3
+    assert state.agent_state.params["updates"] == 3
     assert totals["number"] == 2
 
 
 def test_what_is_stored_is_what_happened():
-    """Row by row the probe's dynamics: the next state of a trajectory is this one moved by this row's action. The
-    trajectories are those that the goals come from."""
+    """Row by row the probe's dynamics: the next state of a trajectory is this one moved by this row's action."""
     program = counting_program(tiny(num_envs=8, max_replay_size=40, batch_size=8), lives=(3, 12))
     state = jax.jit(functools.partial(train.init, program))(jax.random.key(2))
     collect = jax.jit(functools.partial(train.collect, program))
@@ -239,13 +206,23 @@ def test_what_is_stored_is_what_happened():
     np.testing.assert_allclose(rows.state[1:][same], moved[same], atol=1e-6)
     assert np.max(np.abs(rows.state[1:][~same] - moved[~same]), axis=-1).min() > 1e-4
     assert collections.Counter(same.flat)[False] > 8  # early ends and time limits alike begin a new trajectory
-    assert np.sum(state.agent_state["sum"]) == pytest.approx(np.sum(rows.state), rel=1e-3)
+    assert np.sum(state.agent_state.params["sum"]) == pytest.approx(np.sum(rows.state), rel=1e-3)
 
-    row, future_row = train.sample_pairs(program, state.buffer_state, jax.random.key(0))
-    env = np.asarray(row) % 8
-    np.testing.assert_array_equal(env, np.asarray(future_row) % 8)
-    np.testing.assert_array_equal(rows.traj_id.reshape(-1)[row], rows.traj_id.reshape(-1)[future_row])
-    assert row.shape == (program.schedule.updates_per_training_step, 8)
+
+def test_the_trajectories_that_are_stored_are_those_that_goals_come_from():
+    program = make_probe_program(
+        tiny(num_envs=8, max_replay_size=40, batch_size=8), functools.partial(ProbeEnv, lives=(3, 12))
+    )
+    state = jax.jit(functools.partial(train.init, program))(jax.random.key(2))
+    collect = jax.jit(functools.partial(train.collect, program))
+    for _ in range(8):
+        state = collect(state)
+    rows = jax.device_get(state.buffer_state.rows)
+    _, pairs = train.draw(program, state, jax.random.key(0))
+    env = np.asarray(pairs.row) % 8
+    np.testing.assert_array_equal(env, np.asarray(pairs.future_row) % 8)
+    np.testing.assert_array_equal(rows.traj_id.reshape(-1)[pairs.row], rows.traj_id.reshape(-1)[pairs.future_row])
+    assert pairs.row.shape == (program.schedule.updates_per_training_step, 8)
 
 
 def test_envs_whose_physics_blows_up_are_restarted_and_counted():
@@ -253,7 +230,7 @@ def test_envs_whose_physics_blows_up_are_restarted_and_counted():
     program = counting_program(tiny(num_timesteps=160, num_evals=2), lives=(3, 3), ends=False)
     reports, last = run_to_end(program)
     assert [metrics.get("training/env_resets_nonfinite") for _, (metrics,) in reports] == [None, 40]
-    *_, moment = train.run(program, [0], silent)
+    *_, moment = loop.run(program, [0], silent)
     np.testing.assert_array_equal(moment.env_resets, [[10, 10, 10, 10]])
     assert not np.any(last.train_state.env_resets_nonfinite)  # it counts since the last evaluation
     rows = last.train_state.buffer_state.rows
@@ -281,7 +258,7 @@ def test_eval_env_of_other_sizes_is_refused():
         registered(probe=ProbeEnv, bigger=functools.partial(ProbeEnv, tagged=True)),
         pytest.raises(ValueError, match=r"eval_env bigger does not fit env_name probe.*\(6, .*need \(2, "),
     ):
-        train.make_program(config, derive_schedule(config))
+        make_program(config, derive_schedule(config))
 
 
 def test_eval_env_is_where_the_policy_is_judged():
@@ -292,9 +269,9 @@ def test_eval_env_is_where_the_policy_is_judged():
 
     config = tiny(eval_env="easy")
     with registered(probe=ProbeEnv, easy=Easy):
-        program = train.make_program(config, derive_schedule(config))
+        program = make_program(config, derive_schedule(config))
     assert type(program.env.env) is ProbeEnv
-    state, _ = train.start(program, jax.random.key(0))
+    state, _ = train.init_run(program, jax.random.key(0))
     metrics = jax.jit(functools.partial(train.evaluation, program))(
         state.agent_state, jax.random.key(0), jnp.asarray(0)
     )
@@ -302,29 +279,6 @@ def test_eval_env_is_where_the_policy_is_judged():
 
 
 # Learning.
-
-LEARNER = dataclasses.replace(
-    tiny(),
-    num_envs=32,
-    episode_length=25,
-    unroll_length=25,
-    batch_size=64,
-    min_replay_size=50,
-    max_replay_size=1000,
-    num_timesteps=60_000,
-    num_evals=2,
-    num_eval_envs=64,
-    h_dim=32,
-    repr_dim=16,
-    policy_lr=1e-3,
-    critic_lr=1e-3,
-    alpha_lr=1e-3,
-)
-
-
-def success_rates(config):
-    reports, _ = run_to_end(make_probe_program(config))
-    return [metrics["eval/episode_success_any"] for _, (metrics,) in reports]
 
 
 def test_crl_learns_to_reach_goals():
@@ -363,14 +317,14 @@ ROOMY = tiny(num_envs=64, episode_length=50, max_replay_size=1000, batch_size=25
 
 def compiled_chunk(config, probe=ProbeEnv):
     program = make_probe_program(config, probe)
-    begin, keys, _ = train.beginning(program, range(config.num_seeds))
-    state, totals = jax.eval_shape(begin, keys)
-    return program, train.compile_program(program, config.num_seeds > 1, state, totals, silent).train_chunk
+    init, keys, _ = loop.make_init(program, range(config.num_seeds))
+    state, totals = jax.eval_shape(init, keys)
+    return program, loop.compile_program(program, config.num_seeds > 1, state, totals, silent).train_chunk
 
 
 def measured_and_planned(program, compiled):
     memory = compiled.memory_analysis()
-    plan = memory_plan(program.config, program.schedule, program.env.env.sizes)
+    plan = memory_plan(program.config, program.schedule, measure(program.config, program.env.env))
     assert memory.alias_size_in_bytes >= plan["replay"]  # written where it is
     return memory.argument_size_in_bytes + memory.temp_size_in_bytes, plan
 
@@ -379,6 +333,9 @@ def measured_and_planned(program, compiled):
     "changes",
     [
         pytest.param({"num_seeds": 2}, marks=pytest.mark.slow),
+        pytest.param({"action_chunk": 5}, marks=pytest.mark.slow),
+        pytest.param({"num_critics": 2}, marks=pytest.mark.slow),
+        pytest.param({"num_critics": 2, "action_chunk": 3, "num_seeds": 2}, marks=pytest.mark.slow),
         {"num_envs": 512, "max_replay_size": 2000, "batch_size": 64},
         pytest.param(
             {"num_timesteps": 100_000, "batch_size": 700, "multiplier_num_sgd_steps": 20}, marks=pytest.mark.slow
@@ -388,6 +345,14 @@ def measured_and_planned(program, compiled):
 def test_the_planned_memory_is_that_of_the_compiled_program(changes):
     """Whichever of learning, indexing the replay and drawing from it needs most."""
     measured, plan = measured_and_planned(*compiled_chunk(dataclasses.replace(ROOMY, **changes)))
+    assert sum(plan.values()) == pytest.approx(measured, rel=0.2)
+
+
+@pytest.mark.parametrize("name", [name for name in ALGORITHMS if name != "crl"])
+def test_the_planned_memory_of_every_algorithm_is_that_of_its_compiled_program(name):
+    """With rows of a batch enough for what an update needs to count."""
+    config = tiny_of(ALGORITHMS[name].config, like=ROOMY, max_replay_size=200, batch_size=640)
+    measured, plan = measured_and_planned(*compiled_chunk(config))
     assert sum(plan.values()) == pytest.approx(measured, rel=0.2)
 
 
@@ -405,10 +370,10 @@ def test_nothing_in_the_compiled_program_is_larger_than_the_replay():
 @pytest.mark.slow
 @pytest.mark.parametrize(("env_name", "most"), [("reacher", 1.3), ("ant", 1.3)])
 def test_a_run_of_1024_envs_needs_little_more_than_its_replay(env_name, most):
-    config = Config(env_name=env_name, num_envs=1024)
-    program = train.make_program(config, derive_schedule(config))
-    begin, keys, _ = train.beginning(program, [0])
-    compiled = train.compile_program(program, False, *jax.eval_shape(begin, keys), silent).train_chunk
+    config = CRLConfig(env_name=env_name, num_envs=1024)
+    program = make_program(config, derive_schedule(config))
+    init, keys, _ = loop.make_init(program, [0])
+    compiled = loop.compile_program(program, False, *jax.eval_shape(init, keys), silent).train_chunk
     measured, plan = measured_and_planned(program, compiled)
     assert measured < most * plan["replay"]
     assert sum(plan.values()) == pytest.approx(measured, rel=0.2)

@@ -18,12 +18,14 @@ from conftest import UPDATE_METRICS, ProbeEnv, flags, registered, tiny
 
 import training
 from envs import ENVS
-from src.checkpoint import load_policy
-from utils import Config, derive_schedule, read_config
+from src.algorithms import ALGORITHMS
+from src.algorithms.crl import CRLConfig
+from src.policy import load_policy
+from utils import derive_schedule, read_config
 
 ROOT = Path(__file__).parents[1]
 CLOCK = ("sps", "walltime")
-REACHER = Config(
+REACHER = CRLConfig(
     env_name="reacher",
     num_envs=8,
     batch_size=16,
@@ -90,7 +92,7 @@ def test_a_run_leaves_its_record(two_runs):
     assert record["flags"] == dataclasses.asdict(REACHER)
     assert record["schedule"] == json.loads(json.dumps(dataclasses.asdict(derive_schedule(REACHER))))
     assert record["versions"].keys() >= {"python", "jax", "brax", "mujoco", "flax"}
-    assert read_config(run_dir) == REACHER
+    assert read_config(run_dir, ALGORITHMS) == REACHER
     assert {"config.json", "metrics.csv", "params.npz"} <= {path.name for path in run_dir.iterdir()}
     assert run_dir.parent.parts[-3:] == ("runs", "crl", "test")
     assert run_dir.name.startswith("test_reacher_s0_")
@@ -103,7 +105,7 @@ def test_metrics_have_their_names(two_runs):
     expected = {f"eval/episode_{name}{s}" for name in per_episode for s in ("", "_std", "_min", "_max")}
     expected |= {"eval/episode_success_any", "eval/avg_episode_length", "eval/sps", "eval/walltime"}
     expected |= {f"training/{name}" for name in UPDATE_METRICS}
-    expected |= {f"training/{name}" for name in ("sps", "walltime", "buffer_current_size")}
+    expected |= {f"training/{name}" for name in ("sps", "walltime", "buffer_current_size", "replay_drawable")}
     assert rows[0].keys() - {"training/env_resets_nonfinite"} == {"env_steps"} | expected
     assert [row["env_steps"] for row in rows] == ["0", "1040", "2000"]
     assert all((value == "") == name.startswith("training/") for name, value in rows[0].items())
@@ -178,7 +180,7 @@ def test_help_explains_every_flag(capsys):
         training.main(["--help"])
     assert stop.value.code == 0
     text = capsys.readouterr().out
-    for field in dataclasses.fields(Config):
+    for field in dataclasses.fields(CRLConfig):
         assert f"--{field.name}" in text
     for choices in ("reacher", "symmetric_infonce", "l2_no_sqrt"):
         assert choices in text
@@ -220,8 +222,8 @@ def train_probe(config, probe=ProbeEnv):
 class NaNMetric(ProbeEnv):
     """Reports a metric that is no number, at every step."""
 
-    def step_metrics(self, before, pipeline_state, action):
-        return super().step_metrics(before, pipeline_state, action) | {"x": np.nan}
+    def step_metrics(self, before, after, action):
+        return super().step_metrics(before, after, action) | {"x": np.nan}
 
 
 def test_an_env_that_reports_nan_stops_the_run_before_training(tmp_path, capsys):
@@ -249,8 +251,8 @@ def test_parameters_that_blow_up_stop_the_run_and_the_last_good_ones_stay(tmp_pa
 def test_seeds_have_folders_of_their_own(tmp_path):
     assert train_probe(tiny(output_dir=str(tmp_path), num_seeds=2, seed=3)) == 0
     first, second = run_dirs(tmp_path)
-    assert [read_config(run_dir).seed for run_dir in (first, second)] == [3, 4]
-    assert [read_config(run_dir).num_seeds for run_dir in (first, second)] == [1, 1]
+    assert [read_config(run_dir, ALGORITHMS).seed for run_dir in (first, second)] == [3, 4]
+    assert [read_config(run_dir, ALGORITHMS).num_seeds for run_dir in (first, second)] == [1, 1]
     one, other = (read_csv(run_dir / "metrics.csv") for run_dir in (first, second))
     assert [row["env_steps"] for row in one] == [row["env_steps"] for row in other] == ["0", "100", "160"]
     assert all(a["eval/episode_dist"] != b["eval/episode_dist"] for a, b in zip(one, other, strict=True))

@@ -10,10 +10,12 @@ import io
 import json
 import math
 import re
+import shlex
 import sys
 import tempfile
 import types
 from pathlib import Path
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -26,15 +28,23 @@ from hypothesis import strategies as st
 import training
 import utils
 from envs import ENVS
-from envs.base import BACKENDS
-from src import crl, devices, loggers, replay_buffer, run_folder, train
+from envs.physics import BACKENDS
+from scripts.readme_tables import field_documentation
+from src import command_line, devices, loggers, output, resume, run_folder, train
+from src.algorithm import Method, OffPolicyConfig
+from src.algorithms import ALGORITHMS, crl
+from src.algorithms.crl import CRLConfig
+from src.critics import CRITICS
+from src.loop import Position
 from src.losses import CONTRASTIVE_LOSSES, ENERGY_FNS
 from src.networks import NETWORKS
+from src.program import make_program
+from src.registries import REGISTRIES
 from src.showcase import Showcase
-from src.train import Position
-from utils import Config, ConfigError, derive_schedule, parse_config
+from utils import Config, ConfigError, Range, derive_schedule, fact, plain_type
 
-FIELDS = {field.name: field for field in dataclasses.fields(Config)}
+FIELDS = {field.name: field for field in dataclasses.fields(CRLConfig)}
+parse_config = functools.partial(command_line.parse_config, registries=REGISTRIES)
 
 
 # Every flag is documented and does something.
@@ -42,12 +52,7 @@ FIELDS = {field.name: field for field in dataclasses.fields(Config)}
 
 def test_every_flag_is_documented():
     """One sentence or more under each field, which is what --help shows."""
-    body = ast.parse(inspect.getsource(Config)).body[0].body
-    documented = {
-        field.target.id: text.value.value
-        for field, text in zip(body, body[1:], strict=False)
-        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant)
-    }
+    documented = field_documentation(CRLConfig)
     assert documented.keys() == FIELDS.keys()
     for name, text in documented.items():
         assert len(text) > 10, name
@@ -56,6 +61,40 @@ def test_every_flag_is_documented():
 
 class OtherProbe(ProbeEnv):
     """A second env of the same sizes."""
+
+
+@dataclasses.dataclass(frozen=True)
+class OtherConfig(OffPolicyConfig):
+    """Trains by another algorithm."""
+
+    beta: Annotated[float, Range(0, 1)] = 0.5
+    """A flag of its own."""
+    alpha_lr: Annotated[float, utils.RATE] = 1e-2
+    """A flag that crl has too, with another default."""
+    deterministic_eval: bool = True
+    """A flag of every run, with another default."""
+    late: Annotated[int, Range(1), utils.Before(7)] = 8
+    """A flag that older records lack."""
+
+    def check(self):
+        super().check()
+        if self.beta == self.alpha_lr:
+            raise ConfigError("--beta must differ from --alpha_lr")
+
+
+OTHER = Method(OtherConfig, make=crl.make, workspace=crl.workspace)
+
+
+@pytest.fixture
+def other_algorithm(monkeypatch):
+    monkeypatch.setitem(ALGORITHMS, "other", OTHER)
+
+
+def learner(config, tmp_path):
+    """The flags that there are."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(ALGORITHMS, "other", OTHER)
+        return command_line.chosen_class(["--algorithm", config.algorithm], REGISTRIES)
 
 
 def place(config, tmp_path):
@@ -68,7 +107,7 @@ def place(config, tmp_path):
 def environments(config, tmp_path):
     """Which envs are built, and what they are told."""
     with registered(probe=ProbeEnv, other=OtherProbe):
-        program = train.make_program(config, derive_schedule(config))
+        program = make_program(config, derive_schedule(config))
     return [
         (type(vector.env), vector.env.backend, vector.env.use_dense_reward, vector.episode_length)
         for vector in (program.env, program.eval_env)
@@ -80,13 +119,13 @@ def schedule(config, tmp_path):
 
 
 def seeds(config, tmp_path):
-    return [each.seed for each in run_folder.seed_configs(config)]
+    return [each.seed for each in resume.seed_configs(config)]
 
 
 def batches(config, tmp_path):
     config = dataclasses.replace(config, num_seeds=3)
     with registered(probe=ProbeEnv):
-        return [batch.num_seeds for batch in training.seed_batches(config)]
+        return [batch.num_seeds for batch in resume.seed_batches(config)]
 
 
 def device_count(config, tmp_path):
@@ -101,7 +140,9 @@ def joining(config, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(devices.jax.distributed, "initialize", lambda **options: told.append(options))
         patch.setattr(devices, "find_coordinator", lambda address: None)
-        devices.join(dataclasses.replace(config, coordinator_address=config.coordinator_address or "host:1234"))
+        address = config.coordinator_address or "host:1234"
+        count = max(config.num_processes, config.process_id + 1)
+        devices.join(dataclasses.replace(config, coordinator_address=address, num_processes=count))
     return told
 
 
@@ -118,9 +159,7 @@ def program_text(part):
 
 @program_text
 def one_update(program, state):
-    size = program.config.batch_size
-    batch = replay_buffer.Batch(jnp.zeros((size, 2)), jnp.zeros((size, 2)), jnp.zeros((size, 2)))
-    return program.algorithm.update(state.agent_state, batch, jax.random.key(0))
+    return train.update(program, state, *train.draw(program, state, jax.random.key(1)), 0, jax.random.key(0))
 
 
 @program_text
@@ -130,12 +169,23 @@ def one_collection(program, state):
 
 @program_text
 def one_sampling(program, state):
-    return train.sample_pairs(program, state.buffer_state, jax.random.key(0))
+    return train.draw(program, state, jax.random.key(0))
 
 
 @program_text
 def one_evaluation(program, state):
     return train.evaluation(program, state.agent_state, jax.random.key(0), jnp.zeros((), jnp.int32))
+
+
+def other_critic(config, tmp_path):
+    """What an update makes of a critic of another form."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(CRITICS, "other", two_encoders_of_twice_the_size)
+        return one_update(config, tmp_path)
+
+
+def two_encoders_of_twice_the_size(config, *args):
+    return CRITICS["two_encoders"](dataclasses.replace(config, repr_dim=2 * config.repr_dim), *args)
 
 
 class LogsToAFile:
@@ -182,6 +232,14 @@ def command(config, tmp_path):
     }
 
 
+def listed(config, tmp_path):
+    """The file of run folders: how many, and whether they are there."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tempfile.mkdtemp(dir=tmp_path))
+        command(config, tmp_path)
+        return [[Path(line).is_dir() for line in path.read_text().splitlines()] for path in Path().glob("*.txt")]
+
+
 def wandb_mode(config, tmp_path):
     """How W&B is started where there is an account."""
     started = types.SimpleNamespace(id="id", dir=str(tmp_path), define_metric=lambda *a, **k: None)
@@ -209,6 +267,8 @@ EFFECTS = {
     "backend": ("mjx", environments),
     "use_dense_reward": (True, one_evaluation),
     "fresh_goals": (False, one_collection),
+    "algorithm": ("other", learner),
+    "goal_proposal": ("achieved", one_collection),
     "num_seeds": (3, seeds),
     "seed_batch": (1, batches),
     "num_devices": (1, device_count),
@@ -243,6 +303,14 @@ EFFECTS = {
     "network": ("residual", one_update),
     "h_dim": (9, one_update),
     "n_hidden": (3, one_update),
+    "actor_h_dim": (9, one_update),
+    "actor_n_hidden": (3, one_update),
+    "critic_h_dim": (9, one_update),
+    "critic_n_hidden": (3, one_update),
+    "num_critics": (2, one_update),
+    "goal_rule": ("uniform", one_sampling),
+    "critic": ("other", other_critic),
+    "action_chunk": (2, one_update),
     "repr_dim": (6, one_update),
     "use_ln": (True, one_update),
     "normalize_observations": (True, one_update),
@@ -254,6 +322,7 @@ EFFECTS = {
     "log_tensorboard": (True, command),
     "compilation_cache": (False, command),
     "resume": (utils.NEWEST, command),
+    "run_dir_file": ("folders.txt", listed),
     "checkpoint_every": (1e-9, command),
     "checkpoint_replay": (False, command),
     "keep_policies": (1, command),
@@ -291,9 +360,10 @@ def test_every_flag_has_an_effect(flag, folder):
 # The command line.
 
 
-@pytest.mark.parametrize("flag", EFFECTS)
+@pytest.mark.parametrize("flag", sorted(EFFECTS.keys() - {"algorithm"}))
 def test_every_flag_can_be_given(flag, probe_registered, monkeypatch):
     monkeypatch.setitem(ENVS, "other", OtherProbe)
+    monkeypatch.setitem(CRITICS, "other", None)
     config = tiny(**NEEDS.get(flag, {}), **{flag: EFFECTS[flag][0]})
     assert parse_config(flags(config)) == config
 
@@ -318,6 +388,22 @@ def test_every_flag_can_be_given(flag, probe_registered, monkeypatch):
 def test_switches(words, expected):
     assert parse_config(words.split()).use_ln is expected
     assert parse_config([*words.split(), "--fresh_goals=false"]).fresh_goals is False
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("--num_timesteps 1e6", 1_000_000),
+        ("--num_timesteps=1.0e+7", 10_000_000),
+        ("--num-timesteps 2.5E6", 2_500_000),
+        ("--num_timesteps 3000000.0", 3_000_000),
+        ("--num_timesteps 1_000_000", 1_000_000),
+        ("--num_timesteps 5000000", 5_000_000),
+    ],
+)
+def test_whole_numbers_however_they_are_written(words, expected):
+    number = parse_config(["--exp_name", "1e6", *words.split(), "--policy_lr", "1e-3"]).num_timesteps
+    assert number == expected and type(number) is int
 
 
 def test_defaults_are_the_published_benchmark():
@@ -372,6 +458,95 @@ def test_the_defaults_are_legal_for_every_env(name):
     assert parse_config(["--env_name", name]).env_name == name
 
 
+# Algorithms and their flags.
+
+
+def test_an_algorithm_brings_its_flags_and_defaults(other_algorithm):
+    config = parse_config(["--algorithm", "other", "--beta=0.25", "--batch_size", "128"])
+    assert type(config) is OtherConfig
+    assert config == OtherConfig(algorithm="other", beta=0.25, batch_size=128)
+    assert config.deterministic_eval and config.alpha_lr == 1e-2
+    assert type(parse_config([])) is CRLConfig
+    assert not parse_config(["--algorithm", "other", "--no_deterministic_eval"]).deterministic_eval
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        CRLConfig(use_ln=True, exploration_coef=-0.5, exp_name="a b", fresh_goals=False),
+        OtherConfig(algorithm="other", deterministic_eval=False),
+    ],
+)
+def test_a_config_is_the_command_that_trains_it(other_algorithm, config):
+    words = shlex.split(command_line.command_line(config))
+    assert words[:2] == ["python", "training.py"]
+    assert parse_config(words[2:]) == config
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--algorithm", "other", "--energy_fn", "dot"], "--energy_fn is a flag of --algorithm crl, not of other"),
+        (["--algorithm=other", "--no_use_c_target"], "--use_c_target is a flag of --algorithm crl, not of other"),
+        (["--beta", "0.1"], "--beta is a flag of --algorithm other, not of crl"),
+        (
+            ["--algorithm", "othr"],
+            "--algorithm: unknown algorithm 'othr': choose from crl, other; did you mean 'other'?",
+        ),
+        (["--algorithm", "other", "--beta", "2"], "--beta 2.0 is out of range: it must be at most 1"),
+        (["--algorithm", "other", "--beta", "0.01"], "--beta must differ from --alpha_lr"),
+        (["--algorithm", "other", "--betta", "0.1"], "did you mean --beta?"),
+        (["--algorithm", "other", "--num_envs", "0"], "--num_envs 0 is out of range"),
+    ],
+)
+def test_what_an_algorithm_does_not_know_is_refused(other_algorithm, refused, arguments, expected):
+    assert expected in refused(*arguments)
+
+
+@pytest.mark.parametrize("algorithm", ["crl", "other"])
+def test_help_shows_the_flags_of_the_algorithm(other_algorithm, capsys, algorithm):
+    with pytest.raises(SystemExit) as stop:
+        training.main(["--algorithm", algorithm, "--help"])
+    assert stop.value.code == 0
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    config_class = ALGORITHMS[algorithm].config
+    for name, documentation in field_documentation(config_class).items():
+        assert f"--{name}" in text
+        assert documentation.split()[0] in text
+    assert ("--beta" in text) == (algorithm == "other") and ("--energy_fn" in text) == (algorithm == "crl")
+    assert config_class.__doc__ in text
+    for choices in (ENVS, NETWORKS, *([ENERGY_FNS, CONTRASTIVE_LOSSES] if algorithm == "crl" else [])):
+        assert "{" + ",".join(choices) + "}" in text.replace(" ", "")
+
+
+@dataclasses.dataclass(frozen=True)
+class Besides:
+    """What a script has besides."""
+
+    rounds: int = 5
+    """Rounds."""
+
+
+def test_a_script_adds_flags_of_its_own(other_algorithm):
+    for algorithm, config_class in (("crl", CRLConfig), ("other", OtherConfig)):
+        args = ["--algorithm", algorithm, "--rounds", "7", "--num_envs", "256"]
+        config = parse_config(args, prog="script.py", more=Besides)
+        assert isinstance(config, config_class) and isinstance(config, Besides)
+        assert (config.rounds, config.num_envs) == (7, 256)
+        assert dataclasses.replace(config, num_envs=512).rounds == 7
+        assert derive_schedule(config) == derive_schedule(config_class(num_envs=256))
+    with pytest.raises(ConfigError, match="did you mean --rounds"):
+        parse_config(["--round", "7"], more=Besides)
+
+
+def test_what_flags_are_to_a_run_is_said_once():
+    assert utils.bookkeeping() >= {"seed", "env_name", "exp_name", "num_eval_envs", "render", "resume", "num_devices"}
+    assert not utils.bookkeeping() & {"num_timesteps", "batch_size", "algorithm", "backend", "goal_proposal"}
+    free = {name for name, field in FIELDS.items() if utils.may_differ(field)}
+    assert free >= {"num_timesteps", "num_evals", "output_dir", "resume", "run_dir_file", "process_id"}
+    assert not free & {"seed", "env_name", "exp_name", "num_eval_envs", "energy_fn", "algorithm", "fresh_goals"}
+
+
 # Refusals. `main` is run whole: nothing may be built, compiled or written, and one line says what is wrong.
 
 BASE = tiny(env_name="reacher")
@@ -421,8 +596,14 @@ def test_unknown_names(refused, flag, registry, typo, nearest):
         (["--use_lnn"], "Unrecognized options: --use_lnn; did you mean --use_ln?"),
         (["--epsiode_length", "10"], "did you mean --episode_length?"),
         (["ant"], "ant"),
-        (["--num_envs", "many"], "'many'"),
-        (["--num_envs", "1.5"], "'1.5'"),
+        (["--num_envs", "many"], "--num_envs 'many' is no whole number, 512 would be"),
+        (["--num_envs", "1.5"], "--num_envs '1.5' is no whole number, 2 would be"),
+        (["--num_timesteps=1e-3"], "--num_timesteps '1e-3' is no whole number, 10000000 would be"),
+        (["--batch_size=nan"], "--batch_size 'nan' is no whole number, 256 would be"),
+        (["--batch_size=-inf"], "--batch_size '-inf' is no whole number, 256 would be"),
+        (["--num_timesteps", "1e999999999"], "'1e999999999' is no whole number"),
+        (["--num_envs", "1e30"], "out of range: it must be at most 2147483647"),
+        (["--num_envs=-1e3"], "--num_envs -1000 is out of range: it must be finite and at least 1"),
         (["--policy_lr", "fast"], "'fast'"),
         (["--num_envs"], "num_envs"),
         (["--use_ln=maybe"], "'maybe'"),
@@ -449,7 +630,7 @@ RANGES = [
     ("action_repeat", [0, 5], [1, 4]),  # of an episode of 8
     ("unroll_length", [0, 21, 2**31], [2, 20]),  # of a replay of 20
     ("batch_size", [1, 21], [2, 20]),  # of 4 * 5 rows a training step
-    ("multiplier_num_sgd_steps", [0, 2**31], [1, 2]),
+    ("multiplier_num_sgd_steps", [0.0, -1.0, 2.0**31, math.inf, math.nan], [1.0, 2.0, 0.25]),
     ("min_replay_size", [1, 21], [2, 20]),
     ("max_replay_size", [2, 9, 2**31 - 1], [10, 11]),
     ("discounting", [0.0, 1.0, -0.5, 1.5, math.nan], [1e-9, 1 - 1e-12]),
@@ -462,6 +643,12 @@ RANGES = [
     ("random_goals", [-0.1, 1.1, math.nan], [0.0, 1.0]),
     ("h_dim", [0, 2**31], [1]),
     ("n_hidden", [0, 1001], [1]),
+    ("actor_h_dim", [-1, 2**31], [0, 1]),
+    ("actor_n_hidden", [-1, 1001], [0, 1]),
+    ("critic_h_dim", [-1, 2**31], [0, 1]),
+    ("critic_n_hidden", [-1, 1001], [0, 1]),
+    ("num_critics", [0, 1001], [1]),
+    ("action_chunk", [0, 2**31], [1]),
     ("repr_dim", [0, 2**31], [1]),
     ("checkpoint_every", [-1.0, math.inf, math.nan], [0.0, 0.5]),
     ("keep_policies", [-1, 2**31], [0, 3]),
@@ -473,8 +660,9 @@ RANGES = [
 
 
 def test_every_number_has_a_range():
-    numbers = {name for name, field in FIELDS.items() if field.type in (int, float)}
+    numbers = {name for name, field in FIELDS.items() if plain_type(field) in (int, float)}
     assert numbers <= {flag for flag, _, _ in RANGES}
+    assert numbers == {name for name, field in FIELDS.items() if fact(field, Range)}
 
 
 @pytest.mark.parametrize(("flag", "value"), [(flag, value) for flag, values, _ in RANGES for value in values])
@@ -516,6 +704,11 @@ def test_values_at_the_border_are_accepted(flag, value):
         ),
         ({"seed": 2**31 - 2, "num_seeds": 3}, [f"--seed {2**31 - 2}", "--num_seeds 3"]),
         ({"num_timesteps": 2**50}, ["training steps", "--num_timesteps"]),
+        (
+            {"num_envs": 1, "batch_size": 2, "multiplier_num_sgd_steps": 0.1},
+            ["--batch_size 2", "multiplier_num_sgd_steps", "= 0 to draw", "raise --num_envs to 3"],
+        ),
+        ({"goal_proposal": "achieved", "fresh_goals": False}, ["--goal_proposal achieved", "--no_fresh_goals"]),
     ],
 )
 def test_combinations_that_cannot_run_are_refused_with_the_numbers(refused, changes, fragments):
@@ -525,9 +718,9 @@ def test_combinations_that_cannot_run_are_refused_with_the_numbers(refused, chan
 
 
 def test_the_largest_replay_that_is_named_is_accepted():
-    utils.check_config(dataclasses.replace(BASE, max_replay_size=2**29 - 6))
+    dataclasses.replace(BASE, max_replay_size=2**29 - 6).check()
     with pytest.raises(ConfigError, match="too many to number"):
-        utils.check_config(dataclasses.replace(BASE, max_replay_size=2**29 - 5))
+        dataclasses.replace(BASE, max_replay_size=2**29 - 5).check()
 
 
 def test_a_backend_the_env_does_not_have_is_refused(capsys, tmp_path):
@@ -544,7 +737,7 @@ def test_a_backend_the_env_does_not_have_is_refused(capsys, tmp_path):
 
 
 def test_the_published_schedule():
-    derived = derive_schedule(Config())
+    derived = derive_schedule(CRLConfig())
     assert derived.prefill_steps == 17
     assert derived.updates_per_training_step == 1998
     assert derived.env_steps_per_training_step == 31_744
@@ -554,6 +747,29 @@ def test_the_published_schedule():
     assert derived.training_steps == 316 - 17
     assert len(derived.epoch_lengths) == 49
     assert len(derived.eval_at) == 50
+
+
+def test_a_share_of_the_updates():
+    """512 envs * 62 actions are 31,744 env steps; 0.4 * 512 * 999 / 256 = 799.2 updates: one per 39.7 env steps."""
+    assert derive_schedule(CRLConfig(multiplier_num_sgd_steps=0.4)).updates_per_training_step == 799
+    assert derive_schedule(CRLConfig(multiplier_num_sgd_steps=2)).updates_per_training_step == 3996
+
+
+def test_an_algorithm_says_its_own_schedule():
+    """One that learns from each unroll alone: a ring of one unroll, no prefill, 3 passes over it."""
+
+    @dataclasses.dataclass(frozen=True)
+    class OnPolicyConfig(Config):
+        """Learns from each unroll."""
+
+        def updates_per_training_step(self):
+            return 3 * self.unroll_length * self.num_envs // self.batch_size
+
+    config = OnPolicyConfig(num_envs=4, unroll_length=6, batch_size=8, num_timesteps=100, num_evals=1)
+    config.check()
+    derived = derive_schedule(config)
+    assert (derived.replay_rows, derived.prefill_steps, derived.updates_per_training_step) == (6, 0, 9)
+    assert derived.training_steps == 5  # of 24 env steps each
 
 
 def test_the_schedule_by_hand():
@@ -572,7 +788,7 @@ def test_the_schedule_by_hand():
 
 @st.composite
 def legal_configs(draw):
-    """Awkward sizes that `check_config` takes; which it refuses is tested above."""
+    """Awkward sizes that `check` takes; which it refuses is tested above."""
 
     def number(low, high):
         return draw(st.integers(low, high))
@@ -596,7 +812,7 @@ def legal_configs(draw):
     )
     prefill = derive_schedule(config).prefill_env_steps
     config = dataclasses.replace(config, num_timesteps=prefill + number(0, draw(st.sampled_from([100, 10**6, 10**9]))))
-    utils.check_config(config)
+    config.check()
     return config
 
 
@@ -668,7 +884,7 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
 def test_a_config_survives_its_record(tmp_path):
     config = tiny(use_ln=True, eval_env="probe", discounting=0.9)
     utils.write_record(tmp_path, config, derive_schedule(config), ["cpu"], ["run"])
-    assert utils.read_config(tmp_path) == config
+    assert utils.read_config(tmp_path, ALGORITHMS) == config
     record = json.loads((tmp_path / "config.json").read_text())
     assert record["flags"] == dataclasses.asdict(config)
     assert record["schedule"]["prefill_steps"] == 2
@@ -677,7 +893,49 @@ def test_a_config_survives_its_record(tmp_path):
 
     record["flags"]["a_flag_of_another_version"] = 1
     (tmp_path / "config.json").write_text(json.dumps(record))
-    assert utils.read_config(tmp_path) == config
+    assert utils.read_config(tmp_path, ALGORITHMS) == config
+
+
+def recorded(folder, flags):
+    (folder / "config.json").write_text(json.dumps({"flags": flags}))
+    return utils.read_config(folder, ALGORITHMS)
+
+
+def test_a_record_is_read_into_the_class_of_its_algorithm(tmp_path, other_algorithm):
+    config = OtherConfig(algorithm="other", beta=0.1)
+    assert recorded(tmp_path, dataclasses.asdict(config)) == config
+
+
+def test_a_stored_run_keeps_its_meaning(tmp_path, other_algorithm):
+    """A record from before a flag has what code did then, whatever the default is now."""
+    config = CRLConfig(use_ln=True)
+    younger = ("algorithm", "actor_h_dim", "actor_n_hidden", "critic_h_dim", "critic_n_hidden")
+    younger += ("num_critics", "goal_rule", "goal_proposal", "run_dir_file", "render")
+    flags = {name: value for name, value in dataclasses.asdict(config).items() if name not in younger}
+    assert recorded(tmp_path, flags) == config
+    flags = dataclasses.asdict(OtherConfig(algorithm="other"))
+    del flags["late"]
+    assert recorded(tmp_path, flags).late == 7
+
+
+@pytest.mark.parametrize("flag", ["batch_size", "discounting", "energy_fn", "num_timesteps", "seed"])
+def test_a_record_that_lacks_a_flag_is_refused_by_name(tmp_path, flag):
+    flags = dataclasses.asdict(CRLConfig())
+    del flags[flag]
+    with pytest.raises(ConfigError, match=rf"config.json does not say --{flag}\b"):
+        recorded(tmp_path, flags)
+
+
+def test_a_record_of_an_unknown_algorithm_is_refused_by_name(tmp_path):
+    with pytest.raises(ConfigError, match="unknown algorithm 'newer': choose from crl"):
+        recorded(tmp_path, dataclasses.asdict(CRLConfig(algorithm="newer")))
+
+
+@pytest.mark.parametrize("path", sorted(Path(__file__).parents[1].glob("results/**/config.json")), ids=str)
+def test_every_published_record_can_be_read(path):
+    flags = json.loads(path.read_text())["flags"]
+    config = utils.read_config(path.parent, ALGORITHMS)
+    assert {name: getattr(config, name) for name in flags} == flags
 
 
 @pytest.mark.parametrize("content", [None, "", "{", "[]", "{}", '{"flags": 3}'])
@@ -685,7 +943,7 @@ def test_what_is_no_run_folder_is_said_so(tmp_path, content):
     if content is not None:
         (tmp_path / "config.json").write_text(content)
     with pytest.raises(ConfigError, match="is not a run folder"):
-        utils.read_config(tmp_path)
+        utils.read_config(tmp_path, ALGORITHMS)
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path):
@@ -707,7 +965,7 @@ def read_csv(path):
 
 
 def test_csv_columns_grow_and_what_was_not_measured_is_empty(tmp_path):
-    logger = utils.CSVLogger(tmp_path / "metrics.csv")
+    logger = output.CSVLogger(tmp_path / "metrics.csv")
     logger.log({"eval/a": 1.0}, 0)
     logger.log({"eval/a": 2.0, "training/b": 1 / 3}, 100)
     logger.log({"training/b": 4.0, "training/c": 5e-7}, 200)
@@ -723,13 +981,13 @@ def test_csv_columns_grow_and_what_was_not_measured_is_empty(tmp_path):
 
 def test_csv_rows_that_could_not_be_written_come_later(tmp_path, capsys):
     folder = tmp_path / "run"
-    logger = utils.CSVLogger(folder / "metrics.csv")
+    logger = output.CSVLogger(folder / "metrics.csv")
     logger.log({"a": 1.0}, 0)
     folder.rename(tmp_path / "moved")
     folder.write_text("in the way")
     logger.log({"a": 2.0}, 1)
     assert not logger.complete
-    assert "training goes on" in capsys.readouterr().err
+    assert "training continues" in capsys.readouterr().err
     folder.unlink()
     logger.log({"a": 3.0}, 2)
     assert logger.complete
@@ -739,17 +997,17 @@ def test_csv_rows_that_could_not_be_written_come_later(tmp_path, capsys):
 def test_reading_rows_leaves_out_what_a_crash_cut_short(tmp_path):
     path = tmp_path / "metrics.csv"
     path.write_text("env_steps,a,b\n0,1.0,\n50,2.0,0.5\n100,3.0,0.7\n150,4")
-    assert utils.read_rows(path, 100) == [
+    assert output.read_rows(path, 100) == [
         {"env_steps": "0", "a": "1.0"},
         {"env_steps": "50", "a": "2.0", "b": "0.5"},
         {"env_steps": "100", "a": "3.0", "b": "0.7"},
     ]
-    assert utils.read_rows(path, 50)[-1]["env_steps"] == "50"
-    assert utils.read_rows(tmp_path / "none.csv", 50) == []
+    assert output.read_rows(path, 50)[-1]["env_steps"] == "50"
+    assert output.read_rows(tmp_path / "none.csv", 50) == []
 
 
 def test_piped_progress_is_one_line_an_evaluation(capsys):
-    progress = utils.Progress(10_000)
+    progress = output.Progress(10_000)
     progress.announce("compiling ...")
     progress.announce("compiling ... 3 s\n")
     progress.evaluated(0, {"eval/episode_success": 1.25, "eval/episode_success_any": 0.5})
@@ -765,7 +1023,7 @@ def test_piped_progress_is_one_line_an_evaluation(capsys):
 
 def test_live_progress_redraws_one_line(capsys, monkeypatch):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    progress = utils.Progress(10_000)
+    progress = output.Progress(10_000)
     progress.announce("compiling ...")
     progress.update(2000, 100.0)
     out = capsys.readouterr().out
@@ -776,7 +1034,7 @@ def test_live_progress_redraws_one_line(capsys, monkeypatch):
 
 def test_wandb_is_imported_by_its_logger_alone():
     """A run that does not ask for it does not pay for it."""
-    for module in (utils, training, train, crl, loggers, run_folder):
+    for module in (utils, training, train, crl, loggers, output, run_folder):
         tree = ast.parse(inspect.getsource(module))
         imported = {
             alias.name for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom) for alias in node.names

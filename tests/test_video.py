@@ -36,7 +36,7 @@ def test_recorded_is_what_the_policy_does_through_its_tanh():
     position = recording.episodes.start
     for pose in recording.poses:
         obs = np.concatenate([position, recording.episodes.goal], axis=1)
-        action = np.asarray(program.algorithm.act(agent_state, obs, jax.random.key(0), deterministic=True))
+        action = np.asarray(program.algorithm.act(agent_state, (), obs, jax.random.key(0), deterministic=True)[0])
         assert np.abs(action).max() <= 1
         position = np.clip(position + 0.1 * action, -1, 1)  # and no reset on the way
         np.testing.assert_allclose(pose, position, atol=1e-5)
@@ -128,9 +128,9 @@ def test_requests_that_cannot_be_carried_out(tmp_path, capsys):
     assert "out of range" in refusal(str(run_dir), "--seconds", "-1")
     assert "--parms" in refusal(str(run_dir), "--parms", "best")
     (run_dir / "best_params.npz").unlink(missing_ok=True)
-    assert "holds no policy: no best_params.npz" in refusal(str(run_dir), "--params", "best")
+    assert "holds no policy 'best': there are last" in refusal(str(run_dir), "--params", "best")
     (run_dir / "params.npz").unlink()
-    assert "holds no policy: no params.npz" in refusal(str(run_dir))
+    assert "holds no policy 'last': the first evaluation leaves one" in refusal(str(run_dir))
 
 
 def test_without_opengl_the_script_says_what_to_install(tmp_path, capsys, monkeypatch):

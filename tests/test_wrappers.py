@@ -1,13 +1,18 @@
 """Episodes: their ends, their numbers, and a fresh start and goal for each, seen through the loop's own `collect`."""
 
 import functools
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import ProbeEnv, make_probe_program, tiny
+from conftest import ProbeEnv, flags, make_probe_program, tiny
 
+from envs import make_env
 from envs.wrappers import VectorEnv
 from src import train
 
@@ -212,3 +217,30 @@ def test_actions_of_another_size_are_refused():
     vector = VectorEnv(ProbeEnv(), episode_length=5)
     with pytest.raises(ValueError, match=r"actions of shape \(2,\), got \(3,\)"):
         vector.step(vector.reset(jax.random.key(0), 4), jnp.zeros((4, 3)))
+
+
+# JAX_ENABLE_X64.
+
+
+@pytest.mark.parametrize(("name", "backend"), [("point", None), ("reacher", "mjx"), ("ant", "spring")])
+def test_all_that_leaves_an_env_is_float32_and_int32_with_x64_too(name, backend):
+    with jax.enable_x64(True):
+        vector = VectorEnv(make_env(name, backend), episode_length=5)
+        pool = jax.eval_shape(functools.partial(vector.reset, num_envs=4), jax.random.key(0))
+        action = jax.ShapeDtypeStruct((4, vector.env.action_size), jnp.float32)
+        after = jax.eval_shape(vector.step, pool, action)
+        begun, used = jax.eval_shape(vector.restart, after, pool, jax.ShapeDtypeStruct((), jnp.int32))
+    types = [jax.tree.map(lambda leaf: leaf.dtype, each) for each in (pool, after, begun)]
+    assert types[0] == types[1] == types[2]
+    visible = jax.tree_util.tree_leaves_with_path(types[0].replace(pipeline_state=None))
+    integers = {jax.tree_util.keystr(path) for path, dtype in visible if dtype == jnp.int32}
+    assert integers == {".steps", ".traj_id"} and used.dtype == jnp.int32
+    assert all(dtype == jnp.float32 for path, dtype in visible if jax.tree_util.keystr(path) not in integers)
+
+
+def test_training_with_x64(tmp_path):
+    program = [sys.executable, str(Path(__file__).parent / "probe_training.py")]
+    command = [*program, *flags(tiny(output_dir=str(tmp_path)))]
+    process = subprocess.run(command, env=os.environ | {"JAX_ENABLE_X64": "1"}, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    assert list(tmp_path.rglob("params.npz"))

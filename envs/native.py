@@ -1,0 +1,92 @@
+"""MuJoCo's own engine: its C library on the cores of the host, called once per control step for all environments.
+
+A step is a pure function of joint positions, velocities and control, the same for any number of threads: each
+environment is stepped by itself, in float64, by a solver that starts cold and runs until it has converged.
+"""
+
+import copy
+import functools
+import threading
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import mujoco
+import numpy as np
+from brax import kinematics, math
+from brax.base import Motion, State, System
+from mujoco.rollout import rollout
+
+from envs.physics import load_system, num_cores
+
+TOLERANCE = 1e-10  # of the solver; MuJoCo's 1e-8 saves nothing measurable and leaves q off by 1e-7
+# MuJoCo's pool and its scratch memory, an MjData per thread, serve one call at a time.
+_ONE_AT_A_TIME = threading.Lock()
+
+
+def load(xml: str) -> System:
+    """brax's System, whose `mj_model` is the one that is stepped: a converged solver, and no state that blew up is
+    reset in silence."""
+    mujoco.set_mju_user_warning(lambda text: None)  # would go to a file in the user's folder; NaN says it
+    system = load_system(xml)
+    model = copy.copy(system.mj_model)
+    model.opt.solver = mujoco.mjtSolver.mjSOL_NEWTON
+    model.opt.iterations, model.opt.ls_iterations, model.opt.tolerance = 100, 50, TOLERANCE
+    model.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_AUTORESET
+    return system.replace(mj_model=model)
+
+
+def init(sys: System, q: jax.Array, qd: jax.Array) -> State:
+    """The pipeline state of joint positions and velocities."""
+    # Links move as their poses do: what brax makes of velocities is wrong where a link has several joints.
+    x, rate = jax.jvp(lambda q: kinematics.forward(sys, q, jnp.zeros_like(qd))[0], (q,), (_rates(sys, q, qd),))
+    turning = jax.vmap(math.quat_mul)(rate.rot, jax.vmap(math.quat_inv)(x.rot))
+    return State(q=q, qd=qd, x=x, xd=Motion(vel=rate.pos, ang=2 * turning[:, 1:]), contact=None)
+
+
+def _rates(sys: System, q: jax.Array, qd: jax.Array) -> jax.Array:
+    """(nq,) the change of q per second: that of a free joint's quaternion follows from the angular velocity in it."""
+    rates, at, dof = [], 0, 0
+    for joints in sys.link_types:
+        if joints == "f":
+            turned = math.quat_mul(q[at + 3 : at + 7], jnp.append(0.0, qd[dof + 3 : dof + 6]))
+            rates += [qd[dof : dof + 3], turned / 2]
+            at, dof = at + 7, dof + 6
+        else:
+            rates.append(qd[dof : dof + int(joints)])
+            at, dof = at + int(joints), dof + int(joints)
+    return jnp.concatenate(rates)
+
+
+def step(sys: System, pipeline_state: State, control: jax.Array, n_frames: int) -> State:
+    """The pipeline state `n_frames` steps of MuJoCo later; NaN where it warned of numbers that it cannot step."""
+    q, qd = pipeline_state.q, pipeline_state.qd
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), (q, qd))
+    advance = functools.partial(_advance, sys.mj_model, n_frames)
+    return init(sys, *jax.pure_callback(advance, shapes, q, qd, control, vmap_method="broadcast_all"))
+
+
+def _advance(model: mujoco.MjModel, n_frames: int, *arguments: Any) -> tuple[np.ndarray, np.ndarray]:
+    """(..., nq), (..., nv) after `n_frames` steps from q (..., nq), qd (..., nv) under control (..., nu)."""
+    q, qd, control = (np.asarray(each) for each in arguments)
+    num = q[..., 0].size
+    start = np.concatenate([np.zeros((num, 1)), q.reshape(num, -1), qd.reshape(num, -1)], axis=1)
+    control = np.repeat(control.reshape(num, 1, -1).astype(np.float64), n_frames, axis=1)
+    after = np.empty((num, n_frames, start.shape[1]))
+    with _ONE_AT_A_TIME:
+        data = _scratch(model)
+        rollout(
+            [model] * num, data, start, control, nstep=n_frames, state=after, skip_checks=True, persistent_pool=True
+        )
+    time, after = after[:, -1, 0], after[:, -1, 1:]
+    # After a warning MuJoCo keeps still: its clock is behind, and a control that is no number would count as zero.
+    sound = np.isclose(time, n_frames * model.opt.timestep) & np.isfinite(control).all(axis=(1, 2))
+    sound &= (np.abs(after) < mujoco.mjMAXVAL).all(axis=1)
+    after[~sound] = np.nan
+    new_q, new_qd = np.split(after, [q.shape[-1]], axis=1)
+    return new_q.reshape(q.shape).astype(q.dtype), new_qd.reshape(qd.shape).astype(qd.dtype)
+
+
+@functools.lru_cache(maxsize=16)
+def _scratch(model: mujoco.MjModel) -> list[mujoco.MjData]:
+    return [mujoco.MjData(model) for _ in range(num_cores())]

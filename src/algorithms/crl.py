@@ -1,0 +1,289 @@
+"""Contrastive RL: the critic, the actor and their update, behind the seam of src/algorithm.py.
+
+Critic: f(phi(s, a), psi(g)), trained by a contrastive loss so that exp f is proportional to how much likelier g is to
+be reached after (s, a). Actor: tanh-Gaussian, trained to maximise f with an entropy bonus. No reward is used. With
+`action_chunk` H, the action everywhere is a plan of H actions (https://arxiv.org/abs/2608.30640).
+Papers: https://arxiv.org/abs/2206.07568, https://arxiv.org/abs/2408.11052.
+"""
+
+import dataclasses
+from functools import partial
+from typing import Annotated, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from envs.base import GoalEnv, Sizes
+from src import agent, goals, replay_buffer
+from src.agent import AgentState
+from src.algorithm import Algorithm, OffPolicyConfig, Step
+from src.critics import CRITICS, Critic, critic_loss, ensemble
+from src.losses import (
+    EXPLORATION_SIGNS,
+    TABLES_OF_DIFFERENCES,
+    actor_loss,
+    exploration_bonus,
+    tanh_gaussian_log_prob,
+    temperature_loss,
+)
+from src.networks import Actor, make_trunk
+from utils import RATE, Before, Choice, ConfigError, Range
+
+
+@dataclasses.dataclass(frozen=True)
+class CRLConfig(OffPolicyConfig):
+    """Trains a goal-reaching agent with contrastive RL, the whole loop on the accelerator."""
+
+    critic_lr: Annotated[float, RATE] = 3e-4
+    """Adam's rate for both encoders."""
+    alpha_lr: Annotated[float, RATE] = 3e-4
+    """Adam's rate for the entropy temperature."""
+    contrastive_loss_fn: Annotated[str, Choice("contrastive loss")] = "symmetric_infonce"
+    """Loss of the critic; each pair's goal is a negative for all others of the batch."""
+    energy_fn: Annotated[str, Choice("energy")] = "l2"
+    """Energy between the representations of a state-action and a goal."""
+    logsumexp_penalty: Annotated[float, Range(0)] = 0.1
+    """Weight of mean(logsumexp^2) in the critic's loss."""
+    l2_penalty: Annotated[float, Range(0)] = 0.0
+    """Weight of the mean squared representations in the critic's loss."""
+    exploration_coef: Annotated[float, Range()] = 0.0
+    """Weight of the actor's bonus on the norm of phi; energies l2 and dot only."""
+    random_goals: Annotated[float, Range(0, 1)] = 0.0
+    """Share of the actor's rows that train on another row's goal."""
+    no_resubs: bool = False
+    """Take the positive out of every logsumexp."""
+    use_c_target: bool = False
+    """Scale the logits by a learned scalar."""
+    disable_entropy_actor: bool = False
+    """Drop the entropy term from the actor's loss."""
+    repr_dim: Annotated[int, Range(1)] = 64
+    """Size of the representations."""
+    critic: Annotated[str, Choice("critic"), Before("two_encoders")] = "two_encoders"
+    """Form of the critic."""
+    num_critics: Annotated[int, Range(1, 1000), Before(1)] = 1
+    """Critics trained side by side; of several, the least energy counts."""
+    goal_rule: Annotated[str, Choice("goal rule"), Before("geometric")] = "geometric"
+    """Which later states of its trajectory a row is trained to reach."""
+    action_chunk: Annotated[int, Range(1), Before(1)] = 1
+    """Actions that the policy plans at once and carries out without looking."""
+
+    def check(self) -> None:
+        super().check()
+        if self.exploration_coef and self.energy_fn not in EXPLORATION_SIGNS:
+            raise ConfigError(
+                f"--exploration_coef needs --energy_fn {' or '.join(EXPLORATION_SIGNS)}, not {self.energy_fn}"
+            )
+        if self.energy_fn.startswith("mrn") and self.repr_dim % 2:
+            raise ConfigError(
+                f"--energy_fn {self.energy_fn} splits the representation in half: --repr_dim {self.repr_dim} must be "
+                f"even, e.g. {self.repr_dim + 1}"
+            )
+
+
+class Networks(NamedTuple):
+    """Actor and critic, and what they need of the env."""
+
+    actor: Actor
+    critic: Critic
+    state_dim: int
+    action_size: int
+    goal_indices: tuple[int, ...]
+
+
+def make(config: CRLConfig, env: GoalEnv) -> Algorithm:
+    """CRL bound to one config and env."""
+    networks = make_networks(config, env)
+    return Algorithm(
+        init=partial(init, config, networks),
+        init_memory=partial(agent.init_plan, length=config.action_chunk, action_size=env.action_size),
+        act=partial(act, config, networks),
+        keep=keep,
+        absorb=agent.absorb_states,
+        # A pair needs a later row, and a plan all of its actions.
+        index=partial(replay_buffer.index_futures, least=max(config.action_chunk - 1, 1)),
+        draw=partial(draw, config),
+        gather=partial(gather, config.action_chunk, networks.goal_indices),
+        update=partial(update, config, networks),
+        energy=partial(energy, networks),
+        propose=partial(propose, networks),
+        drawable=lambda index: index.rank[-1],
+    )
+
+
+def make_networks(config: CRLConfig, env: GoalEnv) -> Networks:
+    """The functions for one config and env, without parameters."""
+    plan_size = config.action_chunk * env.action_size
+    critic = CRITICS[config.critic](config, env.state_dim, plan_size, env.goal_dim)
+    return Networks(
+        actor=Actor(make_trunk(config, "actor"), plan_size),
+        critic=ensemble(critic, config.num_critics),
+        state_dim=env.state_dim,
+        action_size=env.action_size,
+        goal_indices=tuple(env.goal_indices),
+    )
+
+
+def rates(config: CRLConfig) -> dict[str, float]:
+    """Adam's rate of each part."""
+    return {"actor": config.policy_lr, "critic": config.critic_lr, "log_alpha": config.alpha_lr}
+
+
+def init(config: CRLConfig, networks: Networks, key: jax.Array) -> AgentState:
+    """Fresh parameters, optimiser and normaliser."""
+    actor_key, *critic_keys = jax.random.split(key, 3)
+    state, goal = jnp.zeros((1, networks.state_dim)), jnp.zeros((1, len(networks.goal_indices)))
+    critic = networks.critic.init(tuple(critic_keys))
+    if config.use_c_target:
+        critic["c_target"] = jnp.ones(() if config.num_critics == 1 else config.num_critics)
+    params = {
+        "actor": networks.actor.init(actor_key, state, goal),
+        "critic": critic,
+        "log_alpha": jnp.zeros(()),
+    }
+    return agent.init_agent(params, rates(config), networks.state_dim, config.normalize_observations)
+
+
+# Acting.
+
+
+def act(
+    config: CRLConfig,
+    networks: Networks,
+    agent_state: AgentState,
+    memory: Any,
+    obs: jax.Array,
+    key: jax.Array,
+    deterministic: bool = False,
+) -> tuple[jax.Array, Any]:
+    """(..., action_size) actions in [-1, 1] for observations (..., state_dim + goal_dim), and the plan to remember."""
+    mean, std = policy(networks, agent_state, *jnp.split(obs, [networks.state_dim], axis=-1))
+    proposal = jnp.tanh(mean if deterministic else mean + std * jax.random.normal(key, mean.shape))
+    return agent.follow_plan(memory, proposal, config.action_chunk)
+
+
+def policy(
+    networks: Networks, agent_state: AgentState, state: jax.Array, goal: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Mean and standard deviation, before the tanh, of the policy in states and goals as the env gives them."""
+    state, goal = agent.normalize(agent_state.normalizer, networks.goal_indices, state, goal)
+    return networks.actor.apply(agent_state.params["actor"], state, goal)
+
+
+def propose(networks: Networks, agent_state: AgentState, state: jax.Array, goal: jax.Array) -> jax.Array:
+    """What the deterministic policy does in states (..., state_dim) for goals (..., goal_dim)."""
+    return jnp.tanh(policy(networks, agent_state, state, goal)[0])
+
+
+def energy(
+    networks: Networks, agent_state: AgentState, state: jax.Array, action: jax.Array, goal: jax.Array
+) -> jax.Array:
+    """(...) the critic's energy of states (..., state_dim), actions and goals (..., goal_dim)."""
+    state, goal = agent.normalize(agent_state.normalizer, networks.goal_indices, state, goal)
+    critic, params = networks.critic, agent_state.params["critic"]
+    return critic.energy(critic.phi(params, state, action), critic.psi(params, goal))
+
+
+# Data: from steps to batches.
+
+
+@struct.dataclass
+class Row:
+    """What the replay keeps of a step: `state` (N, state_dim), `action` (N, action_size), `traj_id` (N,)."""
+
+    state: jax.Array
+    action: jax.Array
+    traj_id: jax.Array
+
+
+@struct.dataclass
+class Batch:
+    """Training pairs: `state` (B, state_dim), `action` (B, H * action_size), `future_goal` (B, goal_dim)."""
+
+    state: jax.Array
+    action: jax.Array
+    future_goal: jax.Array
+
+
+def keep(step: Step) -> Row:
+    """The row of a step."""
+    return Row(step.state, step.action, step.traj_id)
+
+
+def draw(
+    config: CRLConfig, agent_state: AgentState, buffer_state: replay_buffer.BufferState, index: Any, key: jax.Array
+) -> goals.Pairs:
+    """All pairs of a training step at once, (updates, B)."""
+    del agent_state, buffer_state
+    return goals.draw_pairs(config, config.goal_rule, index, key)
+
+
+def gather(action_chunk: int, goal_indices: tuple[int, ...], rows: Row, index: Any, pairs: goals.Pairs) -> Batch:
+    """The training pairs at (B,) numbers of rows."""
+    del index
+    first = replay_buffer.take(rows.replace(traj_id=None), pairs.row)
+    future_state = replay_buffer.take(rows.state, pairs.future_row)
+    action = first.action
+    if action_chunk > 1:
+        later = pairs.row[:, None], jnp.arange(action_chunk)
+        plan = replay_buffer.take(rows.action, replay_buffer.later_row(*later, rows.traj_id.shape))
+        action = plan.reshape(plan.shape[0], -1)
+    return Batch(first.state, action, future_state[:, jnp.array(goal_indices)])
+
+
+# Learning.
+
+
+def policy_loss(
+    config: CRLConfig,
+    networks: Networks,
+    params: dict[str, Any],
+    key: jax.Array,
+    state: jax.Array,
+    goal: jax.Array,
+    psi,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Actor plus temperature loss from one pass of the policy, and what to report (`batch_means`); the critic, and
+    `psi` with it, is held fixed."""
+    critic = jax.lax.stop_gradient(params["critic"])
+    goal, psi = goals.with_other_goals(config.random_goals, goal, jax.lax.stop_gradient(psi))
+    mean, std = networks.actor.apply(params["actor"], state, goal)
+    pre_tanh = mean + std * jax.random.normal(key, mean.shape)
+    log_prob = tanh_gaussian_log_prob(pre_tanh, mean, std)
+    phi = networks.critic.phi(critic, state, jnp.tanh(pre_tanh))
+    energy = networks.critic.energy(phi, psi)
+    alpha = jnp.exp(params["log_alpha"])
+    actor = actor_loss(jax.lax.stop_gradient(alpha), log_prob, energy, config.disable_entropy_actor)
+    if config.exploration_coef:
+        actor += config.exploration_coef * exploration_bonus(config.energy_fn, phi)
+    entropy = agent.target_entropy(networks.action_size, config.action_chunk)
+    temperature = temperature_loss(alpha, log_prob, entropy)
+    metrics = {"actor_loss": actor, "alpha_loss": temperature, "alpha": alpha, "entropy": -log_prob}
+    return actor + temperature, metrics
+
+
+def update(
+    config: CRLConfig, networks: Networks, agent_state: AgentState, batch: Batch, key: jax.Array
+) -> tuple[AgentState, dict[str, jax.Array]]:
+    """One gradient step of critic, actor and temperature, all from the parameters before the step."""
+    state, goal = agent.normalize(agent_state.normalizer, networks.goal_indices, batch.state, batch.future_goal)
+
+    def total_loss(params):
+        critic = params["critic"]
+        phi, psi = networks.critic.phi(critic, state, batch.action), networks.critic.psi(critic, goal)
+        contrastive, critic_metrics = critic_loss(config, networks.critic, critic, phi, psi)
+        policy, policy_metrics = policy_loss(config, networks, params, key, state, goal, psi)
+        return contrastive + policy, critic_metrics | policy_metrics
+
+    gradients, metrics = jax.grad(total_loss, has_aux=True)(agent_state.params)
+    return agent.descend(agent_state, gradients, rates(config)), agent.batch_means(metrics)
+
+
+def workspace(config: CRLConfig, sizes: Sizes) -> float:
+    """Floats that one update needs beyond parameters and rows, fitted to the memory of compiled programs: activations
+    per hidden unit and per number of a representation, tables of (B, B)."""
+    del sizes
+    hidden, representation, tables = 7, 6, 10
+    per_pair = tables + (config.repr_dim if config.energy_fn in TABLES_OF_DIFFERENCES else 0)
+    per_row = hidden * config.h_dim * config.n_hidden + representation * config.repr_dim + per_pair * config.batch_size
+    return config.num_critics * config.batch_size * per_row

@@ -1,0 +1,89 @@
+"""Goal-conditioned supervised learning: the actor imitates its own actions, each on the way to a state it led to.
+
+No critic and no reward; it explores by the spread of its own actions. Paper: https://arxiv.org/abs/1912.06088.
+"""
+
+import dataclasses
+from functools import partial
+from typing import Annotated, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from envs.base import GoalEnv, Sizes
+from src import agent, replay_buffer
+from src.agent import AgentState
+from src.algorithm import Algorithm, OffPolicyConfig
+from src.algorithms import crl
+from src.losses import action_log_prob
+from src.networks import Actor, make_trunk
+from utils import RATE, Choice
+
+
+@dataclasses.dataclass(frozen=True)
+class GCSLConfig(OffPolicyConfig):
+    """Trains a goal-reaching agent with goal-conditioned supervised learning."""
+
+    algorithm: Annotated[str, Choice("algorithm")] = "gcsl"
+    policy_lr: Annotated[float, RATE] = 5e-4
+    goal_rule: Annotated[str, Choice("goal rule")] = "uniform"
+    """Which later states of its trajectory an action is imitated for."""
+
+
+class Networks(NamedTuple):
+    """The actor, and what it needs of the env."""
+
+    actor: Actor
+    state_dim: int
+    goal_indices: tuple[int, ...]
+
+
+def make(config: GCSLConfig, env: GoalEnv) -> Algorithm:
+    """GCSL bound to one config and env. Its pairs of a row and a later goal are those of CRL."""
+    networks = Networks(Actor(make_trunk(config, "actor"), env.action_size), env.state_dim, tuple(env.goal_indices))
+    return Algorithm(
+        init=partial(init, config, networks),
+        init_memory=lambda shape: (),
+        act=partial(agent.act, networks),
+        keep=crl.keep,
+        absorb=agent.absorb_states,
+        index=replay_buffer.index_futures,
+        draw=partial(crl.draw, config),
+        gather=partial(crl.gather, 1, networks.goal_indices),
+        update=partial(update, config, networks),
+        drawable=lambda index: index.rank[-1],
+    )
+
+
+def rates(config: GCSLConfig) -> dict[str, float]:
+    """Adam's rate of each part."""
+    return {"actor": config.policy_lr}
+
+
+def init(config: GCSLConfig, networks: Networks, key: jax.Array) -> AgentState:
+    """Fresh parameters, optimiser and normaliser."""
+    inputs = jnp.zeros((1, networks.state_dim)), jnp.zeros((1, len(networks.goal_indices)))
+    params = {"actor": networks.actor.init(key, *inputs)}
+    return agent.init_agent(params, rates(config), networks.state_dim, config.normalize_observations)
+
+
+def update(
+    config: GCSLConfig, networks: Networks, agent_state: AgentState, batch: crl.Batch, key: jax.Array
+) -> tuple[AgentState, dict[str, jax.Array]]:
+    """One gradient step of the actor: up with the log density of the actions for the goals that were reached."""
+    del key
+    inputs = agent.normalize(agent_state.normalizer, networks.goal_indices, batch.state, batch.future_goal)
+
+    def loss(params):
+        mean, std = networks.actor.apply(params["actor"], *inputs)
+        actor_loss = -jnp.mean(action_log_prob(batch.action, mean, std))
+        return actor_loss, {"actor_loss": actor_loss, "policy_std": jnp.mean(std)}
+
+    gradients, metrics = jax.grad(loss, has_aux=True)(agent_state.params)
+    return agent.descend(agent_state, gradients, rates(config)), metrics
+
+
+def workspace(config: GCSLConfig, sizes: Sizes) -> float:
+    """Floats beyond parameters and rows."""
+    del sizes
+    return 3.0 * config.batch_size * config.h_dim * config.n_hidden

@@ -1,0 +1,214 @@
+"""Proximal policy optimisation: every unroll is learned from in a few shuffled passes, then dropped.
+
+Goals are the commanded ones, rewards the env's. The tanh-Gaussian actor maximises a clipped objective of advantages
+(GAE); the critic is a value V(s, g). Shapes: T steps of the unroll, N envs, B batch, U updates per training step.
+Papers: https://arxiv.org/abs/1707.06347, https://arxiv.org/abs/1506.02438.
+"""
+
+import dataclasses
+import math
+from functools import partial
+from typing import Annotated, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from envs.base import GoalEnv, Sizes
+from src import agent, replay_buffer
+from src.agent import AgentState
+from src.algorithm import Algorithm, Step
+from src.losses import action_log_prob, tanh_gaussian_log_prob
+from src.networks import Actor, Encoder, make_trunk
+from utils import RATE, Choice, Config, ConfigError, Range
+
+
+@dataclasses.dataclass(frozen=True)
+class PPOConfig(Config):
+    """Trains a goal-reaching agent on the environment's reward with PPO, on-policy."""
+
+    algorithm: Annotated[str, Choice("algorithm")] = "ppo"
+    unroll_length: Annotated[int, Range(1)] = 16
+    batch_size: Annotated[int, Range(2)] = 512
+    policy_lr: Annotated[float, RATE] = 3e-4
+    critic_lr: Annotated[float, RATE] = 3e-4
+    """Adam's rate for the value network."""
+    discounting: Annotated[float, Range(0, 1, open=True, example=0.97)] = 0.97
+    """What a reward counts for one action earlier; inside (0, 1)."""
+    num_passes: Annotated[int, Range(1)] = 4
+    """Passes over each unroll, with every row once in each."""
+    gae_lambda: Annotated[float, Range(0, 1)] = 0.95
+    """Advantages from all later rewards of the unroll (1), from the value of the next state (0), or between."""
+    clip: Annotated[float, Range(0, open=True, example=0.3)] = 0.3
+    """How far an action's probability may move from that in the unroll, as a share of it, and still be learned from."""
+    value_coef: Annotated[float, Range(0)] = 0.25
+    """Weight of the value's squared error in the loss."""
+    entropy_coef: Annotated[float, Range(0)] = 1e-4
+    """Weight of the policy's entropy in the loss."""
+
+    def updates_per_training_step(self) -> int:
+        return self.num_passes * self.num_envs * self.unroll_length // self.batch_size
+
+    def check(self) -> None:
+        super().check()
+        rows, size = self.num_envs * self.unroll_length, self.batch_size
+        if rows % size:
+            smaller = next((f"--batch_size {n} or " for n in range(min(rows, size), 1, -1) if rows % n == 0), "")
+            unit = size // math.gcd(size, self.num_envs)
+            raise ConfigError(
+                f"--batch_size {size} does not divide the {rows} rows of an unroll, num_envs {self.num_envs} * "
+                f"unroll_length {self.unroll_length}: {smaller}--unroll_length {-(-self.unroll_length // unit) * unit}"
+            )
+
+
+class Networks(NamedTuple):
+    """Actor and value network, and what they need of the env."""
+
+    actor: Actor
+    critic: Encoder
+    state_dim: int
+    goal_indices: tuple[int, ...]
+
+
+def make(config: PPOConfig, env: GoalEnv) -> Algorithm:
+    """PPO bound to one config and env."""
+    actor, critic = Actor(make_trunk(config, "actor"), env.action_size), Encoder(make_trunk(config, "critic"), 1)
+    networks = Networks(actor, critic, env.state_dim, tuple(env.goal_indices))
+    return Algorithm(
+        init=partial(init, config, networks),
+        init_memory=lambda shape: (),
+        act=partial(agent.act, networks),
+        keep=lambda step: step,
+        absorb=agent.absorb_states,
+        index=lambda buffer_state: (),
+        draw=partial(draw, config, networks),
+        gather=lambda steps, index, pick: Batch(replay_buffer.take(steps, pick.row), pick),
+        update=partial(update, config, networks),
+    )
+
+
+def rates(config: PPOConfig) -> dict[str, float]:
+    """Adam's rate of each part."""
+    return {"actor": config.policy_lr, "critic": config.critic_lr}
+
+
+def init(config: PPOConfig, networks: Networks, key: jax.Array) -> AgentState:
+    """Fresh parameters, optimiser and normaliser."""
+    inputs = jnp.zeros((1, networks.state_dim)), jnp.zeros((1, len(networks.goal_indices)))
+    actor_key, critic_key = jax.random.split(key)
+    params = {"actor": networks.actor.init(actor_key, *inputs), "critic": networks.critic.init(critic_key, *inputs)}
+    return agent.init_agent(params, rates(config), networks.state_dim, config.normalize_observations)
+
+
+# Data: from the unroll to minibatches.
+
+
+@struct.dataclass
+class Picks:
+    """Flat numbers of rows, and what the parameters of before the updates say of them: the advantage, what the value
+    should be, and the log density of the action."""
+
+    row: jax.Array
+    advantage: jax.Array
+    value_target: jax.Array
+    log_prob: jax.Array
+
+
+class Batch(NamedTuple):
+    """The steps of B rows and their picks."""
+
+    steps: Step
+    picks: Picks
+
+
+def draw(
+    config: PPOConfig,
+    networks: Networks,
+    agent_state: AgentState,
+    buffer_state: replay_buffer.BufferState,
+    index: Any,
+    key: jax.Array,
+) -> Picks:
+    """All minibatches of a training step, (U, B): every row once per pass, in random order."""
+    del index
+    # Every unroll fills the ring, so that its first row is the oldest.
+    steps, inputs = buffer_state.rows, partial(agent.normalize, agent_state.normalizer, networks.goal_indices)
+    critic = partial(networks.critic.apply, agent_state.params["critic"])
+    value = critic(*inputs(steps.state, steps.goal))[..., 0]
+    next_value = critic(*inputs(steps.next_state, steps.goal))[..., 0]
+    advantage = gae(steps, value, next_value, config.discounting, config.gae_lambda)
+    log_prob = action_log_prob(steps.action, *agent.policy(networks, agent_state, steps.state, steps.goal))
+    shuffle = jax.vmap(lambda key: jax.random.permutation(key, value.size))
+    row = shuffle(jax.random.split(key, config.num_passes)).reshape(-1, config.batch_size)
+    return Picks(row, *replay_buffer.take((advantage, value + advantage, log_prob), row))
+
+
+def gae(steps: Step, value: jax.Array, next_value: jax.Array, discounting: float, gae_lambda: float) -> jax.Array:
+    """(T, N) generalised advantages of steps in order of time, from the values before and after each.
+
+    A death ends what can be earned, a time limit does not; both cut the sum over later steps, as the last step does.
+    Where the physics blew up nothing is known of the step: its advantage is 0, and the steps before it are worth the
+    value they led to.
+    """
+    error = steps.reward + discounting * jnp.where(steps.terminated, 0.0, next_value) - value
+    error = jnp.where(steps.blown_up, 0.0, error)
+    kept = jnp.where(steps.terminated | steps.truncated | steps.blown_up, 0.0, discounting * gae_lambda)
+
+    def back(later: jax.Array, step: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        error, kept = step
+        advantage = error + kept * later
+        return advantage, advantage
+
+    return jax.lax.scan(back, jnp.zeros_like(error[0]), (error, kept), reverse=True)[1]
+
+
+# Learning.
+
+
+def clipped_objective(ratio: jax.Array, advantage: jax.Array, clip: float) -> jax.Array:
+    """(B,) what the actor maximises: nothing more to gain once an action's `ratio` to its old probability left 1 +-
+    `clip` in the direction of its advantage."""
+    return jnp.minimum(ratio * advantage, jnp.clip(ratio, 1 - clip, 1 + clip) * advantage)
+
+
+def loss(
+    config: PPOConfig, networks: Networks, params: dict[str, Any], inputs: tuple, batch: Batch, key: jax.Array
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The loss of actor and critic, and what to report of it; means over the rows that may be learned from."""
+    share = jnp.where(batch.steps.blown_up, 0.0, 1.0)
+    share /= jnp.maximum(jnp.sum(share), 1.0)
+    advantage = batch.picks.advantage - jnp.sum(share * batch.picks.advantage)
+    advantage /= jnp.sqrt(jnp.sum(share * jnp.square(advantage))) + 1e-8
+    mean, std = networks.actor.apply(params["actor"], *inputs)
+    log_ratio = action_log_prob(batch.steps.action, mean, std) - batch.picks.log_prob
+    ratio = jnp.exp(log_ratio)
+    noise = jax.random.normal(key, mean.shape)
+    # The Gaussian's entropy in closed form, the tanh's part of it at one sample.
+    closed = 0.5 * jnp.sum(1 - jnp.square(noise), axis=-1)
+    rows = {
+        "actor_loss": -clipped_objective(ratio, advantage, config.clip),
+        "critic_loss": jnp.square(networks.critic.apply(params["critic"], *inputs)[..., 0] - batch.picks.value_target),
+        "entropy": closed - tanh_gaussian_log_prob(mean + std * noise, mean, std),
+        "approx_kl": ratio - 1 - log_ratio,
+        "clip_fraction": jnp.abs(ratio - 1) > config.clip,
+    }
+    means = dict(zip(rows, jnp.sum(share * jnp.stack(list(rows.values())), axis=1), strict=True))
+    penalty = config.value_coef * means["critic_loss"] - config.entropy_coef * means["entropy"]
+    return means["actor_loss"] + penalty, means
+
+
+def update(
+    config: PPOConfig, networks: Networks, agent_state: AgentState, batch: Batch, key: jax.Array
+) -> tuple[AgentState, dict[str, jax.Array]]:
+    """One gradient step of actor and critic."""
+    inputs = agent.normalize(agent_state.normalizer, networks.goal_indices, batch.steps.state, batch.steps.goal)
+    gradients, metrics = jax.grad(lambda params: loss(config, networks, params, inputs, batch, key), has_aux=True)(
+        agent_state.params
+    )
+    return agent.descend(agent_state, gradients, rates(config)), metrics
+
+
+def workspace(config: PPOConfig, sizes: Sizes) -> float:
+    """Floats beyond parameters and rows."""
+    del sizes
+    return 10.0 * config.batch_size * config.h_dim * config.n_hidden
