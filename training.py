@@ -18,7 +18,7 @@ from src.process import Interruption, enable_compilation_cache, only_first_proce
 from src.program import Program, make_program
 from src.recorder import Recorder, summary
 from src.registries import REGISTRIES
-from src.resume import find_checkpoints, load_resumed, seed_batches, seed_configs
+from src.resume import find_checkpoints, load_resumed, seed_batches, seed_configs, with_backend
 from src.run_folder import InUse, SeedRun, list_run_dirs, take_run_dirs
 from utils import FAILED, IN_USE, INTERRUPTED, NEWEST, REFUSED, Config, derive_schedule
 
@@ -32,7 +32,7 @@ def main(args: list[str]) -> int:
             check_wandb(config)
             devices.spread_over_cores(config)
             devices.join(config)
-            batches = seed_batches(config)
+            batches = seed_batches(config := with_backend(config))
             list_run_dirs(config, [], "w")
         except ValueError as error:  # ConfigError, and what the environments refuse
             print(f"error: {error}", file=sys.stderr)

@@ -104,10 +104,7 @@ def plain_type(field: dataclasses.Field) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """The flags that every run has; an algorithm adds its own in a subclass.
-
-    Every flag has a default; `python training.py --env_name ant` is a complete command.
-    """
+    """The flags that every run has, each with a default; an algorithm adds its own in a subclass."""
 
     exp_name: Annotated[str, Role.LABEL] = "test"
     """Name of the run; first part of its folder's name."""
@@ -123,6 +120,10 @@ class Config:
     """Environment to train on."""
     eval_env: Annotated[str | None, Choice("env"), Role.LABEL] = None
     """Environment to evaluate on, of the same sizes; None is the training environment."""
+    gen_distances: Annotated[str, Before("")] = ""
+    """How far goals are from starts in the mazes ENV_gen, in cells of their corridor, such as 1,3; empty: all ways."""
+    eval_gen_distances: Annotated[str, Role.LABEL, Before("")] = ""
+    """The same for the evaluation; empty: those of training where it is on the same environment, else all ways."""
     backend: Annotated[str | None, Choice("backend")] = None
     """Physics backend; None is the environment's own."""
     use_dense_reward: bool = False

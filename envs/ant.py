@@ -99,3 +99,21 @@ class Ant(PhysicsEnv):
     def terminated(self, pipeline_state):
         height = pipeline_state.x.pos[self._torso, 2]
         return (height < 0.2) | (height > 1.0)
+
+
+class AntRandomStart(Ant):
+    """The ant, which starts anywhere on the circle of radius 10 about its goal.
+
+    State, action, threshold and early end as in `Ant`. Goal: torso x, y on the circle of radius 10 about the origin.
+    Start: the ant's, its x and y exactly on the circle about the goal, the angle uniform.
+    Source: JaxGCRL (https://arxiv.org/abs/2408.11052), brax's ant.
+    """
+
+    def sample_goal(self, key):
+        ant_key, _ = jax.random.split(key)
+        return super().sample_goal(ant_key)
+
+    def sample_start(self, key, goal):
+        ant_key, angle_key = jax.random.split(key)
+        q, qd = super().sample_start(ant_key, goal)
+        return q.at[:2].set(goal + on_circle(self.goal_radius, uniform_angle(angle_key))), qd

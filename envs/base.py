@@ -117,6 +117,14 @@ class GoalEnv(abc.ABC):
         """() whether the episode ends before its time limit. Never, unless a subclass says so."""
         return jnp.zeros((), bool)
 
+    def follow(self, pipeline_state: Any, goal: jax.Array) -> jax.Array:
+        """(goal_dim,) the commanded goal once the pipeline has moved on: the same, unless it follows something."""
+        return goal
+
+    def goal_norm(self, difference: jax.Array) -> jax.Array:
+        """(...) the distance between two goals, of which (..., goal_dim) is the difference."""
+        return jnp.linalg.norm(difference, axis=-1)
+
     def pose(self, env_state: EnvState) -> jax.Array:
         """(..., nq) joint positions of `model_xml`, for env states with any leading axes; (..., 0) without a model."""
         return jnp.zeros((*env_state.done.shape, 0))
@@ -125,7 +133,7 @@ class GoalEnv(abc.ABC):
 
     def goal_distance(self, state: jax.Array, goal: jax.Array) -> jax.Array:
         """Distance between the achieved goal of `state` (..., state_dim) and `goal` (..., goal_dim)."""
-        return jnp.linalg.norm(state[..., jnp.array(self.goal_indices)] - goal, axis=-1)
+        return self.goal_norm(state[..., jnp.array(self.goal_indices)] - goal)
 
     def reset(self, key: jax.Array, goal: jax.Array | None = None) -> EnvState:
         """A new episode from `key`, towards `goal` (goal_dim,) or, if there is none, one of the environment's own.
@@ -166,8 +174,9 @@ class GoalEnv(abc.ABC):
     def _after(self, before: EnvState, pipeline_state: Any, action: jax.Array) -> EnvState:
         """The env state once the pipeline has moved on to `pipeline_state`."""
         state = jnp.asarray(self.observe(pipeline_state, action), jnp.float32)
-        after = before.replace(pipeline_state=pipeline_state, state=state)
-        dist = self.goal_distance(state, before.goal)
+        goal = jnp.asarray(self.follow(pipeline_state, before.goal), jnp.float32)
+        after = before.replace(pipeline_state=pipeline_state, state=state, goal=goal)
+        dist = self.goal_distance(state, goal)
         metrics = self.step_metrics(before, after, action) | {"dist": dist, "success": dist < self.goal_dist}
         metrics |= {name: dist < limit for name, limit in self.other_thresholds.items()}
         after = after.replace(metrics={name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()})

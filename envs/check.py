@@ -120,7 +120,7 @@ def check_finite(trace: Trace) -> Check:
 def check_success(env: GoalEnv, trace: Trace) -> Check:
     """`dist` and the success flags, computed again from the observation and `goal_indices`; reward is `success`."""
     state, goal = np.split(np.asarray(trace.after.obs, np.float64), [env.state_dim], axis=-1)
-    dist = np.linalg.norm(state[..., list(env.goal_indices)] - goal, axis=-1)
+    dist = np.asarray(env.goal_norm(state[..., list(env.goal_indices)] - goal))
     metrics = trace.after.metrics
     wrong = [] if np.allclose(dist, metrics["dist"], rtol=1e-4, atol=1e-5) else ["dist"]
     for name, limit in thresholds(env).items():
@@ -152,13 +152,14 @@ def check_episodes(trace: Trace, episode_length: int) -> Check:
     return Check("episodes", not broken, f"wrong: {', '.join(broken)}" if broken else summary)
 
 
-def check_fresh(trace: Trace) -> Check:
-    """The goal stays through an episode; the next episode has another start or goal."""
+def check_fresh(env: GoalEnv, trace: Trace) -> Check:
+    """The goal stays through an episode, unless it is one that follows; the next episode has another start or goal."""
     goal, obs, starts = np.asarray(trace.before.goal), np.asarray(trace.before.obs), np.asarray(trace.before.steps) == 0
-    moved = np.any((goal[1:] != goal[:-1]).any(axis=-1) & ~starts[1:])
+    stays = type(env).follow is GoalEnv.follow
+    moved = stays and np.any((goal[1:] != goal[:-1]).any(axis=-1) & ~starts[1:])
     repeated = 0
-    for env in range(goal.shape[1]):
-        first = obs[starts[:, env], env]
+    for number in range(goal.shape[1]):
+        first = obs[starts[:, number], number]
         repeated += np.sum((first[1:] == first[:-1]).all(axis=-1))
     num_goals = len(np.unique(goal[starts], axis=0))
     detail = f"{num_goals} different goals in {starts.sum()} episodes"
@@ -226,7 +227,7 @@ def check_env(
         check_finite(first),
         check_success(env, first),
         check_episodes(first, episode_length),
-        check_fresh(first),
+        check_fresh(env, first),
         check_same(first, jax.device_get(second)),
         check_picture(env, first),
         Check("speed", True, f"{speed:,.0f} steps/s with {num_envs} envs, compiled in {compile_seconds:.0f} s"),

@@ -4,9 +4,9 @@ A step is a pure function of joint positions, velocities and control, the same f
 environment is stepped by itself, in float64, by a solver that starts cold and runs until it has converged.
 """
 
+import atexit
 import copy
 import functools
-import threading
 from typing import Any
 
 import jax
@@ -15,13 +15,11 @@ import mujoco
 import numpy as np
 from brax import kinematics, math
 from brax.base import Motion, State, System
-from mujoco.rollout import rollout
+from mujoco.rollout import Rollout
 
 from envs.physics import load_system, num_cores
 
 TOLERANCE = 1e-10  # of the solver; MuJoCo's 1e-8 saves nothing measurable and leaves q off by 1e-7
-# MuJoCo's pool and its scratch memory, an MjData per thread, serve one call at a time.
-_ONE_AT_A_TIME = threading.Lock()
 
 
 def load(xml: str) -> System:
@@ -66,27 +64,50 @@ def step(sys: System, pipeline_state: State, control: jax.Array, n_frames: int) 
     return init(sys, *jax.pure_callback(advance, shapes, q, qd, control, vmap_method="broadcast_all"))
 
 
+class Worker:
+    """What one call at a time steps a model with: threads, and MuJoCo's scratch memory for each of them."""
+
+    def __init__(self, model: mujoco.MjModel):
+        # Several devices call side by side, and share the cores.
+        num_threads = max(num_cores() // jax.local_device_count(), 1)
+        self.model = model
+        self.data = [mujoco.MjData(model) for _ in range(num_threads)]
+        self.rollout = Rollout(nthread=num_threads if num_threads > 1 else 0)
+
+    def run(self, start: np.ndarray, control: np.ndarray) -> np.ndarray:
+        """(N, states) the last of the states that `control` (N, T, nu) leads to from `start` (N, states)."""
+        num, num_steps, _ = control.shape
+        states = np.empty((num, num_steps, start.shape[1]))
+        models = [self.model] * num
+        self.rollout.rollout(models, self.data, start, control, nstep=num_steps, state=states, skip_checks=True)
+        return states[:, -1]
+
+
+@functools.lru_cache(maxsize=16)
+def idle_workers(model: mujoco.MjModel) -> list[Worker]:
+    """The workers of a model that nobody uses now; there are as many as there were ever calls at a time."""
+    return []
+
+
+atexit.register(idle_workers.cache_clear)  # threads end before Python does
+
+
 def _advance(model: mujoco.MjModel, n_frames: int, *arguments: Any) -> tuple[np.ndarray, np.ndarray]:
     """(..., nq), (..., nv) after `n_frames` steps from q (..., nq), qd (..., nv) under control (..., nu)."""
     q, qd, control = (np.asarray(each) for each in arguments)
     num = q[..., 0].size
     start = np.concatenate([np.zeros((num, 1)), q.reshape(num, -1), qd.reshape(num, -1)], axis=1)
     control = np.repeat(control.reshape(num, 1, -1).astype(np.float64), n_frames, axis=1)
-    after = np.empty((num, n_frames, start.shape[1]))
-    with _ONE_AT_A_TIME:
-        data = _scratch(model)
-        rollout(
-            [model] * num, data, start, control, nstep=n_frames, state=after, skip_checks=True, persistent_pool=True
-        )
-    time, after = after[:, -1, 0], after[:, -1, 1:]
+    idle = idle_workers(model)
+    try:
+        worker = idle.pop()
+    except IndexError:
+        worker = Worker(model)
+    time, after = np.split(worker.run(start, control), [1], axis=1)
+    idle.append(worker)
     # After a warning MuJoCo keeps still: its clock is behind, and a control that is no number would count as zero.
-    sound = np.isclose(time, n_frames * model.opt.timestep) & np.isfinite(control).all(axis=(1, 2))
+    sound = np.isclose(time[:, 0], n_frames * model.opt.timestep) & np.isfinite(control).all(axis=(1, 2))
     sound &= (np.abs(after) < mujoco.mjMAXVAL).all(axis=1)
     after[~sound] = np.nan
     new_q, new_qd = np.split(after, [q.shape[-1]], axis=1)
     return new_q.reshape(q.shape).astype(q.dtype), new_qd.reshape(qd.shape).astype(qd.dtype)
-
-
-@functools.lru_cache(maxsize=16)
-def _scratch(model: mujoco.MjModel) -> list[mujoco.MjData]:
-    return [mujoco.MjData(model) for _ in range(num_cores())]

@@ -48,8 +48,14 @@ class VectorEnv:
         An env whose physics blew up has ended too, with nothing of that env step counted; `nonfinite` tells which.
         """
 
+        step_each = jax.vmap(self.env.step)
+        if self.sharding and self.sharding.mesh.size > 1:
+            # Each device steps its own: an engine outside of JAX would be handed all of them on the first device.
+            own = {"in_specs": self.sharding.spec, "out_specs": self.sharding.spec, "check_vma": False}
+            step_each = jax.shard_map(step_each, mesh=self.sharding.mesh, **own)
+
         def repeat(total: EnvState, _):
-            stepped = jax.vmap(self.env.step)(total, action)
+            stepped = step_each(total, action)
             running = (total.done == 0) & (total.steps < self.episode_length)
             blown_up = running & self.nonfinite(stepped)
 

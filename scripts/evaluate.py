@@ -3,7 +3,7 @@
 
 Prints success and time near the goal with confidence intervals, deterministic and stochastic, by distance to the goal;
 writes the table as evaluation.csv and draws the pictures of `src/insight.py` into the run folder; those of another
-policy or environment (`--params`, `--eval_env`) have it in their names.
+policy or environment (`--params`, `--eval_env`, `--eval_gen_distances`) have it in their names.
 """
 
 import dataclasses
@@ -133,7 +133,8 @@ def main(args: list[str]) -> int:
         f"low, high: {100 * config.confidence:g} % intervals, Wilson's for success, bootstrap for time."
     )
     # The run's own files stand for its last policy in its own env.
-    suffix = "".join(f"_{other}" for other in (config.params, config.eval_env) if other not in ("last", None))
+    others = (config.params, config.eval_env, config.eval_gen_distances)
+    suffix = "".join(f"_{other}" for other in others if other not in ("last", None, ""))
     path = run_dir / f"evaluation{suffix}.csv"
     try:
         write_csv(path, rows)

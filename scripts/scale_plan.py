@@ -31,8 +31,8 @@ def plan(measured: dict, num_envs: int, num_devices: int, bytes_per_second: floa
     memory = sum(memory_plan(config, schedule, costs, (1, num_devices)).values())
     updates = 1e6 * schedule.updates_per_training_step / schedule.env_steps_per_training_step
     # Gradients are summed; the rows of the batch come from whoever holds them; every device sees all representations.
-    sizes = costs.sizes
-    rows = config.batch_size * (2 * sizes.state + sizes.action + 2 * config.repr_dim)
+    sizes, representations = costs.sizes, 2 * getattr(config, "repr_dim", 0)
+    rows = config.batch_size * (2 * sizes.state + sizes.action + representations)
     exchanged = 2 * 4 * (costs.parameters + rows) * (num_devices > 1)
     return {
         "GiB": memory / 2**30,

@@ -25,6 +25,9 @@ class TrainedConfig:
     """The policy of the last evaluation, or the one with the most time near the goal."""
     eval_env: str | None = None
     """Environment to act in, of the same sizes; None is the one the run is evaluated on."""
+    eval_gen_distances: str = ""
+    """How far goals are from starts in a maze ENV_gen, in cells, such as 1,3; empty: as in the run's evaluation, or all
+    ways of another `--eval_env`."""
 
 
 _Config = TypeVar("_Config", bound=TrainedConfig)
@@ -39,7 +42,7 @@ def load_or_refuse(
         config = parse(config_class, args, prog=prog)
         check(config)
         all_devices()
-        trained = load_trained(Path(config.run_dir), config.params, config.eval_env)
+        trained = load_trained(Path(config.run_dir), config.params, config.eval_env, config.eval_gen_distances)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return None

@@ -1,6 +1,7 @@
 """Networks: the trunks (`NETWORKS`), encoders and the tanh-Gaussian actor."""
 
 from collections.abc import Callable
+from functools import partial
 
 import flax.linen as nn
 import jax
@@ -10,20 +11,26 @@ from utils import Config
 
 _kernel = nn.initializers.lecun_uniform()
 _MIN_STD = 1e-3
+_LAYERS_OF_A_BLOCK = 4
+
+
+def _layer(x: jax.Array, h_dim: int, use_ln: bool, activation: Callable[[jax.Array], jax.Array]) -> jax.Array:
+    x = nn.Dense(h_dim, kernel_init=_kernel)(x)
+    return activation(nn.LayerNorm()(x) if use_ln else x)
 
 
 class MLP(nn.Module):
-    """`n_hidden` layers of `h_dim` ReLU units, LayerNorm before each ReLU with `use_ln`."""
+    """`n_hidden` layers of `h_dim` units, LayerNorm before each activation with `use_ln`."""
 
     h_dim: int
     n_hidden: int
     use_ln: bool
+    activation: Callable[[jax.Array], jax.Array] = nn.relu
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         for _ in range(self.n_hidden):
-            x = nn.Dense(self.h_dim, kernel_init=_kernel)(x)
-            x = nn.relu(nn.LayerNorm()(x) if self.use_ln else x)
+            x = _layer(x, self.h_dim, self.use_ln, self.activation)
         return x
 
 
@@ -39,29 +46,94 @@ class ResidualMLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        def layer(x):
-            x = nn.Dense(self.h_dim, kernel_init=_kernel)(x)
-            return nn.swish(nn.LayerNorm()(x) if self.use_ln else x)
-
-        x = layer(x)
+        x = _layer(x, self.h_dim, self.use_ln, nn.swish)
         for first in range(1, self.n_hidden, 2):
             skip = x
             for _ in range(first, min(first + 2, self.n_hidden)):
-                x = layer(x)
+                x = _layer(x, self.h_dim, self.use_ln, nn.swish)
             x = x + skip
         return x
 
 
-NETWORKS: dict[str, Callable[..., nn.Module]] = {"mlp": MLP, "residual": ResidualMLP}
+class _Block(nn.Module):
+    """Four swish layers with a skip around them, as a step of a scan."""
+
+    h_dim: int
+    use_ln: bool
+
+    @nn.compact
+    def __call__(self, x: jax.Array, _: None) -> tuple[jax.Array, None]:
+        skip = x
+        for _ in range(_LAYERS_OF_A_BLOCK):
+            x = _layer(x, self.h_dim, self.use_ln, nn.swish)
+        return x + skip, None
+
+
+class DeepResidualMLP(nn.Module):
+    """`n_hidden` swish layers in blocks of four with a skip around each, after an input layer that is not counted
+    (https://arxiv.org/abs/2503.14858). The paper uses LayerNorm throughout (`use_ln`).
+
+    One block is compiled and scanned over the parameters of all, which have a leading axis of blocks: what compiling
+    takes does not grow with the depth.
+    """
+
+    h_dim: int
+    n_hidden: int
+    use_ln: bool
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = _layer(x, self.h_dim, self.use_ln, nn.swish)
+        # Of a layer only its product is kept for the gradient, and the rest computed again: at depth 64, a quarter of
+        # the memory and 0.6 times the time on a CPU.
+        block = nn.remat(_Block, policy=jax.checkpoint_policies.dots_saveable, prevent_cse=False)
+        length = self.n_hidden // _LAYERS_OF_A_BLOCK
+        blocks = nn.scan(block, variable_axes={"params": 0}, split_rngs={"params": True}, length=length)
+        x, _ = blocks(self.h_dim, self.use_ln, name="blocks")(x, None)
+        return x
+
+
+NETWORKS: dict[str, Callable[..., nn.Module]] = {
+    "mlp": MLP,
+    "swish": partial(MLP, activation=nn.swish),
+    "residual": ResidualMLP,
+    "residual4": DeepResidualMLP,
+}
+
+# Networks whose depth must be a multiple of this.
+DEPTH_STEPS = {"residual4": _LAYERS_OF_A_BLOCK}
+
+
+def _size(config: Config, part: str, name: str) -> tuple[str, int]:
+    """The flag that says the size `name` of a part, and what it says: the part's own, if it is not 0, goes before."""
+    own = f"{part}_{name}"
+    flag = own if getattr(config, own) else name
+    return flag, getattr(config, flag)
 
 
 def make_trunk(config: Config, part: str) -> nn.Module:
-    """The trunk of a part, "actor" or "critic", whose own depth and width go before `n_hidden` and `h_dim`."""
-    return NETWORKS[config.network](
-        h_dim=getattr(config, f"{part}_h_dim") or config.h_dim,
-        n_hidden=getattr(config, f"{part}_n_hidden") or config.n_hidden,
-        use_ln=config.use_ln,
-    )
+    """The trunk of a part, "actor" or "critic".
+
+    Raises:
+      ValueError: a depth that the network cannot have.
+    """
+    (flag, n_hidden), step = _size(config, part, "n_hidden"), DEPTH_STEPS.get(config.network, 1)
+    if n_hidden % step:
+        raise ValueError(
+            f"--network {config.network} is made of blocks of {step} layers: --{flag} {n_hidden} must be a multiple of "
+            f"{step}, e.g. {-(-n_hidden // step) * step}"
+        )
+    _, h_dim = _size(config, part, "h_dim")
+    return NETWORKS[config.network](h_dim=h_dim, n_hidden=n_hidden, use_ln=config.use_ln)
+
+
+def trunk_workspace(config: Config, part: str) -> float:
+    """Floats that the gradient of a part's trunk takes for a batch, fitted to the memory of compiled programs."""
+    (_, h_dim), (_, n_hidden) = _size(config, part, "h_dim"), _size(config, part, "n_hidden")
+    if config.network == "residual4":  # the products, all else of one block, the gradients of all blocks
+        return h_dim * (config.batch_size * (n_hidden + 7.5) + h_dim * n_hidden)
+    per_unit = 1.5 + 0.7 * (config.network != "mlp") + 1.3 * config.use_ln
+    return h_dim * config.batch_size * n_hidden * per_unit
 
 
 class Encoder(nn.Module):

@@ -154,6 +154,8 @@ def describe_plan(config: Config, schedule: Schedule, costs: Costs, mesh_shape: 
         "replay": f"{schedule.replay_rows:,} rows per env, {_bytes(memory['replay'])}{each}",
         "estimated peak memory": f"{_bytes(sum(memory.values()))}{each}",
     }
+    if config.backend is not None:
+        lines["physics"] = config.backend + (", compiled at every start" if config.backend == "mujoco" else "")
     if groups * share > 1:
         spread = f", {config.num_seeds // groups} of {config.num_seeds} seeds on each" if config.num_seeds > 1 else ""
         parts = f"{config.num_envs // share:,} envs and {config.batch_size // share:,} rows of a batch on each"

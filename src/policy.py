@@ -5,7 +5,7 @@ policy = load_policy("runs/crl/test/test_ant_s0_20260101-120000")
 action = policy(obs)
 ```
 
-A policy that remembers something inside an episode, such as a plan of several actions, is given its memory:
+A policy that remembers something inside an episode, such as a plan of several actions, needs its memory; any takes one:
 
 ```
 memory = policy.init_memory(obs.shape[:-1])
@@ -29,19 +29,24 @@ from utils import ConfigError, derive_schedule, read_config
 PARAMS_FILES = {"last": PARAMS_FILE, "best": BEST_PARAMS_FILE}
 
 
-def load_trained(run_dir: str | Path, params: str = "last", eval_env: str | None = None) -> tuple[Program, Any]:
+def load_trained(
+    run_dir: str | Path, params: str = "last", eval_env: str | None = None, eval_gen_distances: str = ""
+) -> tuple[Program, Any]:
     """The program of a run folder and its agent state, what only learning needs left out.
 
     Args:
       params: which policy: a key of `PARAMS_FILES`, the env steps of one that `--keep_policies` kept, or a .npz file.
-      eval_env: the environment to evaluate on instead of the run's own.
+      eval_env, eval_gen_distances: the environment to evaluate on instead of the run's own, and its distances.
 
     Raises:
       ValueError: no run folder, no policy in it, or an environment that does not exist or does not fit.
     """
     config = read_config(Path(run_dir), ALGORITHMS)
     # One device is enough, and the run's sizes need not divide among those that happen to be here.
-    config = dataclasses.replace(config, eval_env=eval_env or config.eval_env, num_devices=1)
+    config = dataclasses.replace(config, num_devices=1)
+    if eval_env or eval_gen_distances:
+        eval_env = eval_env or config.eval_env
+        config = dataclasses.replace(config, eval_env=eval_env, eval_gen_distances=eval_gen_distances)
     path = find_params(Path(run_dir), params)
     program = make_program(config, derive_schedule(config))
     agent_state = load_params(path, jax.eval_shape(program.algorithm.init, jax.random.key(0)))

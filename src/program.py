@@ -30,12 +30,13 @@ def make_program(config: Config, schedule: Schedule) -> Program:
     """Builds environments and algorithm.
 
     Raises:
-      ValueError: unknown env or backend, an `eval_env` whose sizes differ from the training env's, or sizes that do
-        not divide among the devices.
+      ValueError: unknown env or backend, distances that an env does not have, an `eval_env` whose sizes differ from
+        the training env's, or sizes that do not divide among the devices.
     """
-    env = eval_env = make_env(config.env_name, config.backend, config.use_dense_reward)
-    if config.eval_env not in (None, config.env_name):
-        eval_env = make_env(config.eval_env, config.backend, config.use_dense_reward)
+    env = eval_env = make_env(config.env_name, config.backend, config.use_dense_reward, config.gen_distances)
+    if config.eval_env not in (None, config.env_name) or config.eval_gen_distances:
+        name = config.eval_env or config.env_name
+        eval_env = make_env(name, config.backend, config.use_dense_reward, config.eval_gen_distances)
     sizes = [(e.state_dim, tuple(e.goal_indices), e.action_size) for e in (env, eval_env)]
     if sizes[0] != sizes[1]:
         raise ValueError(

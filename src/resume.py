@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from envs import make_env
+from envs import make_env, quicker_backend
 from src import devices
 from src.algorithms import ALGORITHMS
 from src.checkpoint import device_tree, host_arrays, list_checkpoints, read_arrays, read_manifest
@@ -17,6 +17,21 @@ from src.program import Program
 from src.run_folder import Checkpoint, trained_with
 from src.train import empty_replay
 from utils import NEWEST, Config, ConfigError, may_differ, read_config
+
+
+def with_backend(config: Config) -> Config:
+    """The config with the engine that will step the environment, where the flags leave it open: that of the run it
+    resumes, or one that is quicker on this device than the environment's own.
+
+    Raises:
+      ConfigError: a run folder to resume that is none.
+    """
+    if config.backend is not None:
+        return config
+    path = resumed_path(config)
+    if path is None:
+        return dataclasses.replace(config, backend=quicker_backend(config.env_name, jax.default_backend()))
+    return dataclasses.replace(config, backend=read_config(_run_dir(path), ALGORITHMS).backend)
 
 
 def seed_batches(config: Config) -> list[Config]:
@@ -64,12 +79,11 @@ def find_checkpoints(config: Config) -> list[Checkpoint]:
     Raises:
       ConfigError: no such run, no usable checkpoint, or a config that differs.
     """
-    path = _newest_run(config) if config.resume == NEWEST else Path(config.resume)
+    path = resumed_path(config)
     if path is None:
         return []
-    path = path.resolve()  # the other seeds lie beside the folder, not beside a link to it
-    chosen = path.name if path.parent.name == "checkpoints" else None
-    first = path.parent.parent if chosen else path
+    first = _run_dir(path)
+    chosen = path.name if path != first else None
     configs = seed_configs(config)
     _require_same(configs[0], read_config(first, ALGORITHMS), first)
     names = [first.name] if config.num_seeds == 1 else trained_with(first)
@@ -89,6 +103,18 @@ def find_checkpoints(config: Config) -> list[Checkpoint]:
         raise ConfigError(f"{first} holds no checkpoint to resume from")
     paths = [run_dir / "checkpoints" / (chosen or max(common)) for _, run_dir in runs]
     return [Checkpoint(*run, path, read_manifest(path)) for run, path in zip(runs, paths, strict=True)]
+
+
+def resumed_path(config: Config) -> Path | None:
+    """The run folder, or the checkpoint in one, that `--resume` means; None if there is nothing to resume."""
+    if config.resume is None:
+        return None
+    path = _newest_run(config) if config.resume == NEWEST else Path(config.resume)
+    return path and path.resolve()  # the other seeds lie beside the folder, not beside a link to it
+
+
+def _run_dir(path: Path) -> Path:
+    return path.parent.parent if path.parent.name == "checkpoints" else path
 
 
 def _newest_run(config: Config) -> Path | None:

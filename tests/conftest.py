@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import os
+import signal
 from collections.abc import Iterator
 
 # Tests that run side by side get a core each, before JAX starts its threads: they would wait for each other's.
@@ -10,6 +11,7 @@ if "PYTEST_XDIST_WORKER" in os.environ and hasattr(os, "sched_setaffinity"):
     _cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {_cores[int(os.environ["PYTEST_XDIST_WORKER"].removeprefix("gw")) % len(_cores)]})
 
+import durability
 import jax
 import jax.numpy as jnp
 import pytest
@@ -23,7 +25,9 @@ from src.program import Program, make_program
 from utils import Config, derive_schedule
 
 # Compiled programs are kept between tests, between runs of the tests, and for the commands that tests start.
-os.environ["JAX_COMPILATION_CACHE_DIR"] = enable_compilation_cache()
+_cache = enable_compilation_cache()
+if _cache != "off":  # a test's process may have no home
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
@@ -32,6 +36,11 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 def _use_devices() -> None:
     """Once in use, JAX keeps its devices: in-process calls of `training.main` must not change their number."""
     jax.devices()
+
+
+def pytest_configure() -> None:
+    """Where the tests themselves run under nohup, the processes that they start would ignore a hangup as well."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 class ProbeEnv(Point):
@@ -144,6 +153,12 @@ def make_probe_program(config: Config, probe=ProbeEnv) -> Program:
     """The program of `config` where `probe` names the env `probe`."""
     with registered(probe=probe):
         return make_program(config, derive_schedule(config))
+
+
+@pytest.fixture(autouse=True)
+def _no_process_outlives_its_test() -> Iterator[None]:
+    yield
+    durability.end_started()
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import training
 from src.command_line import command_line
 from utils import Config
 
+STARTED: list[subprocess.Popen] = []
 PROGRAM = str(Path(__file__).parent / "probe_training.py")
 
 
@@ -16,11 +17,21 @@ def arguments(config: Config, *more: str) -> list[str]:
     return [*shlex.split(command_line(config))[2:], *more]
 
 
-def start_process(config: Config, *more: str, **options) -> subprocess.Popen:
-    """The training as a process of its own."""
-    words = [sys.executable, PROGRAM, *arguments(config, *more)]
+def start_process(config: Config, *more: str, shell: str = 'exec "$@"', **options) -> subprocess.Popen:
+    """The training as a process of its own, which `shell` starts."""
+    words = ["bash", "-c", shell, "bash", sys.executable, PROGRAM, *arguments(config, *more)]
     piped = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen(words, **piped | options)
+    STARTED.append(subprocess.Popen(words, **piped | options))
+    return STARTED[-1]
+
+
+def end_started() -> None:
+    """Ends what is left of the processes that were started: a test that failed must not keep a core busy."""
+    while STARTED:
+        process = STARTED.pop()
+        if process.poll() is None:
+            process.kill()
+            process.wait()
 
 
 def read_until(process: subprocess.Popen, text: str) -> str:

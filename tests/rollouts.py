@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from envs import ENVS
 from envs.base import EnvState
 from envs.physics import PhysicsEnv
 
@@ -37,6 +38,22 @@ def random_ants(env: PhysicsEnv, rng: np.random.Generator, xy: np.ndarray) -> tu
     return q, qd
 
 
+def random_humanoids(env: PhysicsEnv, rng: np.random.Generator, xy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(N, q), (N, qd) moving humanoids in random poses, half of them upright, with their torsos above `xy` (N, 2)."""
+    count = len(xy)
+    quaternion = rng.normal(size=(count, 4))
+    quaternion[::2, 1:3] *= 0.1
+    q = np.zeros((count, env.sys.q_size()))
+    q[:, :2] = xy
+    q[:, 2] = rng.uniform(1.1, 1.8, count)
+    q[:, 3:7] = quaternion / np.linalg.norm(quaternion, axis=1, keepdims=True)
+    low, high = (np.array(limit)[6:] for limit in env.sys.dof.limit)
+    q[:, 7:] = rng.uniform(low, high, (count, len(low)))
+    qd = rng.normal(0, 1, (count, env.sys.qd_size()))
+    qd[:, :2] *= 3
+    return q, qd
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def _roll(env: PhysicsEnv, q: jax.Array, qd: jax.Array, goal: jax.Array, actions: jax.Array) -> EnvState:
     shapes = jax.eval_shape(jax.vmap(env.reset), jax.random.split(jax.random.key(0), len(q)))
@@ -61,3 +78,7 @@ def _roll(env: PhysicsEnv, q: jax.Array, qd: jax.Array, goal: jax.Array, actions
 def roll(env: PhysicsEnv, q, qd, goal, actions) -> EnvState:
     """The states after each of `actions` (T, N, action_size), from joint positions and velocities (N, ...)."""
     return _roll(env, *(jnp.asarray(leaf, jnp.float32) for leaf in (q, qd, goal, actions)))
+
+
+# The first name of each family: its variants differ in layout or goals, not in how they meet a backend.
+FAMILIES = {getattr(constructor, "func", constructor): name for name, constructor in reversed(ENVS.items())}

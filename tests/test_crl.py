@@ -333,13 +333,17 @@ def test_random_goals_reach_actor_and_critic_alike():
 @pytest.mark.parametrize("network", NETWORKS)
 @pytest.mark.parametrize("use_ln", [False, True])
 def test_use_ln_reaches_the_actor_and_both_encoders(network, use_ln):
-    config = tiny(network=network, use_ln=use_ln, n_hidden=3)
+    n_hidden, layers = (4, 5) if network == "residual4" else (3, 3)  # which does not count its input layer
+    config = tiny(network=network, use_ln=use_ln, n_hidden=n_hidden)
     params = jax.eval_shape(functools.partial(crl.init, config, make_networks(config)), jax.random.key(0)).params
     for group in (params["actor"], params["critic"]["sa_encoder"], params["critic"]["g_encoder"]):
-        layers = group["params"]["trunk"]
-        assert sum(name.startswith("LayerNorm") for name in layers) == (3 if use_ln else 0)
-        assert sum(name.startswith("Dense") for name in layers) == 3
-        assert layers["Dense_1"]["kernel"].shape == (8, 8)
+        trunk = jax.tree_util.tree_leaves_with_path(group["params"]["trunk"])
+        kernels = [leaf for path, leaf in trunk if path[-1].key == "kernel"]
+        scales = [leaf for path, leaf in trunk if path[-1].key == "scale"]
+        # The layers of several blocks may be one array with a leading axis.
+        assert sum(leaf.shape[0] if leaf.ndim == 3 else 1 for leaf in kernels) == layers
+        assert sum(leaf.shape[0] if leaf.ndim == 2 else 1 for leaf in scales) == (layers if use_ln else 0)
+        assert all(leaf.shape[-1] == 8 for leaf in kernels)
 
 
 def test_sizes_come_from_the_env():

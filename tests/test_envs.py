@@ -14,11 +14,11 @@ import mujoco
 import numpy as np
 import pytest
 from conftest import ProbeEnv
-from rollouts import start_and_goal
+from rollouts import FAMILIES, start_and_goal
 
 from envs import ENVS, make_env
 from envs.base import GoalEnv
-from envs.check import QUICK_COMPILE, check_env
+from envs.check import QUICK_COMPILE, check_contract, check_env
 from envs.humanoid import Humanoid
 from envs.physics import BACKENDS, ENGINES, Engine, apply_physics
 from envs.reacher import Reacher
@@ -78,14 +78,23 @@ def compiled_model(name: str, backend: str) -> mujoco.MjModel:
 # Every environment.
 
 
-@pytest.mark.parametrize("name", ENVS)
+VARIANTS = [name for name in ENVS if name not in FAMILIES.values()]
+# MJX compiles the contacts of a cube for minutes: MuJoCo's own engine steps these here.
+LONG = [name for name in ENVS if name.startswith("arm_") and name != "arm_reach"]
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=SLOW) if name in (*VARIANTS, *LONG) else name for name in ENVS]
+)
 def test_environment_keeps_the_contract(name):
-    checks, _ = checked(name)
+    checks, _ = checked(name, "mujoco" if name in LONG else None)
     assert [f"{check.name}: {check.detail}" for check in checks if not check.passed] == []
 
 
-# The first name of each family: its variants differ in layout or goals, not in how they meet a backend.
-FAMILIES = {getattr(constructor, "func", constructor): name for name, constructor in reversed(ENVS.items())}
+@pytest.mark.parametrize("name", [*VARIANTS, *LONG])
+def test_sizes_of_a_variant_are_what_reset_and_step_return(name):
+    outcome = check_contract(built(name))
+    assert outcome.passed, outcome.detail
 
 
 @SLOW
@@ -312,12 +321,13 @@ GEARS = {  # of generalized and mjx, then of spring and positional
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", PLAIN)
 def test_time_steps_gears_and_solver_of_every_backend(name, backend):
-    model, physics = compiled_model(name, backend), built(name).physics[backend]
+    stated = built(name).physics
+    model, physics = compiled_model(name, backend), stated.get(backend) or stated[ENGINES[backend].physics_of]
     soft = backend in ("spring", "positional")
     assert (model.opt.timestep, physics.n_frames) == TIMINGS[name][soft]
     np.testing.assert_array_equal(model.actuator_gear[:, 0], GEARS[name][(soft + (backend == "positional"))])
     eulerdamp = mujoco.mjtDisableBit.mjDSBL_EULERDAMP
-    if backend == "mjx" and name in ("ant", "humanoid"):
+    if backend in ("mjx", "mujoco") and name in ("ant", "humanoid"):  # MuJoCo's own solver is set when it loads
         assert (model.opt.iterations, model.opt.ls_iterations, model.opt.disableflags) == (1, 4, eulerdamp)
         assert model.opt.solver == mujoco.mjtSolver.mjSOL_NEWTON
     else:
@@ -581,7 +591,8 @@ def test_pusher_object_is_uniform_outside_the_circle():
     """For one goal: the share of draws in any part of the box is that of its area outside the circle."""
     env, goal = built("pusher_hard"), np.array([-0.1, 0.05])
     keys = jax.random.split(jax.random.key(0), 10_000)
-    drawn = np.asarray(jax.jit(jax.vmap(env.sample_object, (0, None)))(keys, jnp.array(goal)))
+    sample = functools.partial(env.sample_object, box=env.object_box, goal=jnp.array(goal))
+    drawn = np.asarray(jax.jit(jax.vmap(lambda key: sample(key)))(keys))
     exact = np.random.default_rng(0).uniform([-0.3, -0.2], [0, 0.2], (100_000, 2))
     exact = exact[np.linalg.norm(exact - goal, axis=-1) >= 0.17]
     for axis in (0, 1):
@@ -596,6 +607,92 @@ def test_pusher_distance_holds_when_every_draw_is_too_close():
     env.min_goal_distance = 0.2499
     goals = np.random.default_rng(0).uniform([-0.16, -0.01], [-0.14, 0.01], (2000, 2)).astype(np.float32)
     keys = jax.random.split(jax.random.key(0), len(goals))
-    drawn = np.asarray(jax.jit(jax.vmap(env.sample_object))(keys, goals))
+    drawn = np.asarray(jax.jit(jax.vmap(lambda key, goal: env.sample_object(key, env.object_box, goal)))(keys, goals))
     assert np.linalg.norm(drawn - goals, axis=-1).min() >= 0.2499
     assert np.mean(np.abs(drawn[:, 1]) == np.float32(0.2)) > 0.5
+
+
+def test_ant_random_start():
+    q, qd, goal = starts("ant_random_start")
+    np.testing.assert_allclose(np.linalg.norm(goal, axis=-1), 10.0, rtol=1e-6)
+    offset = q[:, :2] - goal
+    np.testing.assert_allclose(np.linalg.norm(offset, axis=-1), 10.0, rtol=1e-5)
+    angles = [np.arctan2(each[:, 1], each[:, 0]) for each in (goal, offset)]
+    for angle in angles:
+        assert_uniform(angle, -np.pi, np.pi)
+    assert_uniform((angles[1] - angles[0]) % (2 * np.pi), 0.0, 2 * np.pi)  # the one says nothing of the other
+    assert_uniform(q[:, 2], 0.45 - 1e-6, 0.65 + 1e-6)
+    np.testing.assert_allclose(qd.std(axis=0), 0.1, rtol=0.05)
+
+
+# The pusher's relatives.
+
+
+def test_pusher_reacher():
+    env, step = built("pusher_reacher"), transitions("pusher_reacher")
+    assert (env.state_dim, env.goal_dim, env.goal_dist, env.other_thresholds) == (17, 3, 0.1, {"success_hard": 0.05})
+    poses = body_poses("pusher_reacher", step.after.q, step.after.qd)
+    tips = [data.body("r_wrist_flex_link").xipos for data in poses]
+    np.testing.assert_allclose(step.after.state, np.hstack([step.after.q, step.after.qd, tips]), atol=1e-5)
+    dist = np.linalg.norm(step.after.state[:, 14:] - step.after.goal, axis=-1)
+    np.testing.assert_allclose(step.dense, -dist, atol=1e-5)
+    np.testing.assert_allclose(step.after.metrics["reward_dist"], -dist, atol=1e-5)
+    q, qd, goal = starts("pusher_reacher")
+    assert q.shape == (10_000, 7) and np.all(q == 0)
+    assert_uniform(qd, -0.005, 0.005)
+    assert_uniform(goal[:, 0], 0.25, 0.65 + 1e-6)
+    assert_uniform(goal[:, 1], -0.35 - 1e-6, -0.05)
+    np.testing.assert_allclose(goal[:, 2], -0.323)
+
+
+def test_two_pusher_starts():
+    q, qd, goal = starts("pusher2")
+    assert np.all(q[:, :7] == 0) and np.all(qd[:, 7:] == 0)
+    np.testing.assert_allclose(goal[:, [2, 5]], -0.275, atol=1e-6)
+    np.testing.assert_array_equal(goal[:, 1], goal[:, 4])  # the goals share their y, as published
+    for coordinate, low, high in ((1, -0.7, 0.3), (0, -0.15, 0.375), (3, 0.375, 0.9)):
+        assert_uniform(goal[:, coordinate], low - 1e-6, high + 1e-6)
+    for first, lows, highs in ((7, (-0.35, 0.25), (-0.05, 0.45)), (9, (-0.35, 0.45), (-0.05, 0.65))):
+        slides = q[:, first : first + 2]
+        assert np.all((slides >= lows) & (slides <= highs))
+        goals = goal.reshape(-1, 2, 3)[:, (first - 7) // 2, 1::-1]
+        assert np.linalg.norm(slides - goals, axis=-1).min() >= 0.17 - 1e-6
+
+
+def test_two_pusher_state_rewards_and_success():
+    env, step = built("pusher2"), transitions("pusher2")
+    assert (env.state_dim, env.goal_indices, env.goal_dist) == (23, (10, 11, 12, 13, 14, 15), 0.1)
+    state, q = step.after.state, step.after.q
+    poses = body_poses("pusher2", q, step.after.qd)
+    np.testing.assert_allclose(state[:, :7], q[:, :7], atol=1e-6)
+    np.testing.assert_allclose(state[:, 7:10], [data.body("r_wrist_flex_link").xipos for data in poses], atol=1e-5)
+    for first, slides in ((10, q[:, 8:6:-1]), (13, q[:, 10:8:-1])):
+        np.testing.assert_allclose(state[:, first : first + 2], slides, atol=1e-6)
+        np.testing.assert_allclose(state[:, first + 2], -0.275, atol=1e-6)
+    np.testing.assert_allclose(state[:, 16:], step.after.qd[:, :7], atol=1e-6)
+    things = state[:, 10:16].reshape(-1, 2, 3)
+    distances = np.linalg.norm(things - step.after.goal.reshape(-1, 2, 3), axis=-1)
+    np.testing.assert_allclose(step.after.metrics["dist"], distances.max(axis=-1), atol=1e-5)
+    near = np.linalg.norm(things - state[:, None, 7:10], axis=-1).mean(axis=-1)
+    expected = -distances.sum(axis=-1) - 0.1 * (step.action**2).sum(axis=-1) - 0.5 * near
+    np.testing.assert_allclose(step.dense, expected, atol=1e-5)
+
+
+def test_success_of_two_pushers_is_that_of_both():
+    env = built("pusher2")
+    state, goal = np.zeros((4, 23), np.float32), np.zeros((4, 6), np.float32)
+    goal[:, [0, 3]] = [[0.09, 0.09], [0.09, 0.11], [0.11, 0.09], [0.11, 0.11]]
+    np.testing.assert_allclose(env.goal_distance(state, goal), [0.09, 0.11, 0.11, 0.11], rtol=1e-6)
+    for each, commanded, some in zip(state, goal, (1, 1, 1, 0), strict=True):
+        after = types.SimpleNamespace(state=jnp.array(each), goal=jnp.array(commanded))
+        assert bool(env.step_metrics(None, after, jnp.zeros(7))["success_easy"]) == some
+
+
+def test_two_pusher_objects_are_those_of_the_pusher():
+    model, single = compiled_model("pusher2", "generalized"), compiled_model("pusher_easy", "generalized")
+    for name in ("object", "object2"):
+        assert model.body(name).mass[0] == pytest.approx(single.body("object").mass[0])
+        np.testing.assert_array_equal(model.body(name).pos, [0, 0, -0.275])
+        joints = [joint for joint in range(model.njnt) if model.jnt_bodyid[joint] == model.body(name).id]
+        np.testing.assert_array_equal(model.jnt_axis[joints], [[0, 1, 0], [1, 0, 0]])
+    assert (model.nq, model.nu) == (11, 7)

@@ -212,7 +212,7 @@ def lost_terminal():
 
 @contextlib.contextmanager
 def closed_from_the_start():
-    yield {"preexec_fn": lambda: (os.close(1), os.close(2))}, lambda process: None
+    yield {"shell": 'exec "$@" >&- 2>&-', "stdout": None, "stderr": None}, lambda process: None
 
 
 @pytest.mark.parametrize("channel", [full_disk, closed_pipe, lost_terminal, closed_from_the_start])

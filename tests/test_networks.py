@@ -1,11 +1,17 @@
 """Trunks, encoders and actor against NumPy forward passes, and what their parameters look like when fresh."""
 
+import dataclasses
+import re
+import time
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import tiny
+from jax.experimental.compilation_cache import compilation_cache
 
-from src.networks import NETWORKS, Actor, Encoder
+from src.networks import DEPTH_STEPS, NETWORKS, Actor, Encoder, make_trunk
 
 STATE, GOAL, H_DIM = 5, 2, 16
 
@@ -50,7 +56,31 @@ def numpy_residual(params, x, n_hidden):
     return x
 
 
-NUMPY_TRUNKS = {"mlp": numpy_mlp, "residual": numpy_residual}
+def numpy_swish(params, x, n_hidden):
+    for number in range(n_hidden):
+        x = hidden_layer(params, number, x, swish)
+    return x
+
+
+def numpy_residual4(params, x, n_hidden):
+    x = hidden_layer(params, 0, x, swish)
+    for number in range(n_hidden // 4):
+        block = jax.tree.map(lambda leaf, at=number: leaf[at], params["blocks"])
+        x = x + numpy_swish(block, x, 4)
+    return x
+
+
+NUMPY_TRUNKS = {
+    "mlp": numpy_mlp,
+    "swish": numpy_swish,
+    "residual": numpy_residual,
+    "residual4": numpy_residual4,
+}
+
+
+def dense_layers(name, n_hidden):
+    """How many layers a trunk has: `residual4` does not count its input layer."""
+    return n_hidden + (name == "residual4")
 
 
 def jittered(params, seed=0):
@@ -64,15 +94,21 @@ def trunk(name, n_hidden, use_ln):
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-@pytest.mark.parametrize(("n_hidden", "use_ln"), [(1, False), (2, True), (4, True), (5, False)])
-def test_trunks_match_numpy(name, n_hidden, use_ln):
+@pytest.mark.parametrize(("depth", "use_ln"), [(1, False), (2, True), (4, True), (5, False)])
+def test_trunks_match_numpy(name, depth, use_ln):
+    n_hidden = depth * DEPTH_STEPS.get(name, 1)
     module = trunk(name, n_hidden, use_ln)
     x = np.random.default_rng(1).standard_normal((7, STATE))
     params = jittered(jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, STATE)))["params"])
-    assert sum(key.startswith("Dense") for key in params) == n_hidden
-    assert sum(key.startswith("LayerNorm") for key in params) == (n_hidden if use_ln else 0)
+    counts = {"Dense": 0, "LayerNorm": 0}
+    for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
+        if path[-1].key == "bias":
+            counts[path[-2].key.split("_")[0]] += leaf.size // H_DIM
+    layers = dense_layers(name, n_hidden)
+    assert counts == {"Dense": layers, "LayerNorm": layers if use_ln else 0}
     outputs = jax.jit(module.apply)({"params": params}, jnp.asarray(x, jnp.float32))
-    np.testing.assert_allclose(outputs, NUMPY_TRUNKS[name](params, x, n_hidden), rtol=1e-4, atol=1e-5)
+    expected = NUMPY_TRUNKS[name](params, x, n_hidden)
+    np.testing.assert_allclose(outputs, expected, rtol=1e-4, atol=1e-5 * np.max(np.abs(expected)))
 
 
 def test_a_residual_block_that_says_nothing_leaves_its_input():
@@ -87,11 +123,13 @@ def test_a_residual_block_that_says_nothing_leaves_its_input():
 
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("use_ln", [False, True])
-@pytest.mark.parametrize("n_hidden", [1, 3])
-def test_parameter_counts(name, use_ln, n_hidden):
-    """Fully connected layers, biases included, and two numbers a unit for LayerNorm."""
-    hidden = (STATE + GOAL) * H_DIM + H_DIM + (n_hidden - 1) * (H_DIM * H_DIM + H_DIM)
-    hidden += 2 * H_DIM * n_hidden if use_ln else 0
+@pytest.mark.parametrize("depth", [1, 3])
+def test_parameter_counts(name, use_ln, depth):
+    """Fully connected layers, biases included, and two numbers per unit for LayerNorm."""
+    n_hidden = depth * DEPTH_STEPS.get(name, 1)
+    layers = dense_layers(name, n_hidden)
+    hidden = (STATE + GOAL) * H_DIM + H_DIM + (layers - 1) * (H_DIM * H_DIM + H_DIM)
+    hidden += 2 * H_DIM * layers if use_ln else 0
     inputs = (jnp.zeros((1, STATE)), jnp.zeros((1, GOAL)))
     for module, outputs in [
         (Encoder(trunk(name, n_hidden, use_ln), 6), 6),
@@ -106,20 +144,20 @@ def test_parameter_counts(name, use_ln, n_hidden):
 @pytest.mark.parametrize("head", [Encoder, Actor])
 def test_fresh_parameters(name, head):
     """Kernels fill U(-b, b) with b = sqrt(3 / inputs) (lecun_uniform); biases are 0; LayerNorm starts as itself."""
-    module = head(trunk(name, 2, True), 6)
+    module = head(trunk(name, 2 * DEPTH_STEPS.get(name, 1), True), 6)
     params = jax.jit(module.init)(jax.random.key(1), jnp.zeros((1, STATE)), jnp.zeros((1, GOAL)))["params"]
     kernels = 0
     for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
         kind = path[-1].key
         if kind == "kernel":
-            kernels += 1
-            bound = np.sqrt(3 / leaf.shape[0])
+            kernels += leaf.shape[0] if leaf.ndim == 3 else 1
+            bound = np.sqrt(3 / leaf.shape[-2])
             assert 0.85 * bound < np.max(np.abs(leaf)) <= bound
             assert abs(np.mean(leaf)) < 0.25 * bound
             assert np.std(leaf) == pytest.approx(bound / np.sqrt(3), rel=0.2)
         else:
             np.testing.assert_array_equal(leaf, {"bias": 0, "scale": 1}[kind])
-    assert kernels == 3
+    assert kernels == {"residual4": 10}.get(name, 3)
 
 
 def test_the_actor_is_a_gaussian_with_a_spread_above_zero():
@@ -146,3 +184,58 @@ def test_the_encoder_sees_all_its_inputs():
     assert not np.allclose(out, module.apply(params, state, 2 * action))
     assert not np.allclose(out, module.apply(params, 2 * state, action))
     assert module.apply(params, jnp.ones((3, 2, STATE)), jnp.ones((3, 2, GOAL))).shape == (3, 2, 4)
+
+
+# Depth.
+
+
+def gradient_of_depth(n_hidden):
+    """The gradient of a trunk's output, ready to be compiled."""
+    module, x = trunk("residual4", n_hidden, True), jnp.ones((4, STATE))
+    params = jax.eval_shape(module.init, jax.random.key(0), x)
+    return jax.jit(jax.grad(lambda params: jnp.sum(module.apply(params, x)))).lower(params)
+
+
+def test_the_blocks_of_a_deep_network_start_apart():
+    params = jax.jit(trunk("residual4", 12, False).init)(jax.random.key(0), jnp.ones((1, STATE)))["params"]
+    one, two, three = params["blocks"]["Dense_0"]["kernel"]
+    assert not np.allclose(one, two)
+    assert not np.allclose(two, three)
+
+
+@pytest.fixture
+def nothing_compiled_before():
+    """What is compiled is compiled, not found in a cache."""
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()
+    yield
+    jax.config.update("jax_enable_compilation_cache", True)
+    compilation_cache.reset_cache()
+
+
+@pytest.mark.usefixtures("nothing_compiled_before")
+def test_compiling_a_deep_network_takes_no_longer_than_a_shallow_one():
+    """One block is compiled, whatever the depth: as many instructions, and the time that they take."""
+    seconds, instructions = {8: [], 64: []}, {}
+    for n_hidden in [8, 64] * 3:
+        lowered = gradient_of_depth(n_hidden)
+        started = time.perf_counter()
+        compiled = lowered.compile()
+        seconds[n_hidden].append(time.perf_counter() - started)
+        instructions[n_hidden] = len(re.findall(" = ", compiled.as_text()))
+    assert instructions[64] == instructions[8]
+    assert min(seconds[64]) < 1.5 * min(seconds[8])
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"n_hidden": 2}, "--n_hidden 2 must be a multiple of 4, e.g. 4"),
+        ({"n_hidden": 4, "critic_n_hidden": 9}, "--critic_n_hidden 9 must be a multiple of 4, e.g. 12"),
+    ],
+)
+def test_a_depth_without_whole_blocks_is_refused(changes, words):
+    config = tiny(network="residual4", **changes)
+    with pytest.raises(ValueError, match=words):
+        make_trunk(config, "critic")
+    make_trunk(dataclasses.replace(config, n_hidden=8, critic_n_hidden=0), "critic")

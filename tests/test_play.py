@@ -45,7 +45,7 @@ def test_the_policy_acts_towards_the_goal_that_is_commanded(player, program_and_
     start = player.q
     player.act()
     obs = np.concatenate([start, [0.5, -0.25]])
-    action = np.asarray(program.algorithm.act(agent_state, obs, None, deterministic=True))
+    action = np.asarray(program.algorithm.act(agent_state, (), obs, None, deterministic=True)[0])
     np.testing.assert_allclose(player.q, np.clip(start + 0.1 * action, -1, 1), atol=1e-6)
     np.testing.assert_allclose(player.goal, [0.5, -0.25])
 

@@ -67,6 +67,7 @@ def interrupt(monkeypatch, config, moment, number=signal.SIGTERM):
         (2, {"fresh_goals": False}),
         (3, {}),
         (4, {"num_seeds": 2}),
+        (3, {"action_chunk": 3, "num_critics": 2, "goal_proposal": "achieved"}),
     ],
 )
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(monkeypatch, references, tmp_path, moment, changes, capsys):
@@ -413,7 +414,7 @@ def test_signals_save_and_leave_with_a_status_of_their_own(tmp_path, number):
 def test_a_hangup_that_is_ignored_stays_ignored(tmp_path):
     """As under nohup; other signals are noticed still."""
     config = tiny(output_dir=str(tmp_path), num_timesteps=10**9, num_evals=2)
-    process = start_process(config, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+    process = start_process(config, shell="trap '' HUP; exec \"$@\"")
     output = read_until(process, "checkpoint  ")
     process.send_signal(signal.SIGHUP)
     with pytest.raises(subprocess.TimeoutExpired):

@@ -7,6 +7,7 @@ import pytest
 
 from envs import make_env
 from scripts import scale_plan
+from src.algorithms import ALGORITHMS
 from src.algorithms.crl import CRLConfig
 from src.plan import measure, memory_plan
 from utils import derive_schedule
@@ -24,6 +25,18 @@ def test_parts_divide_among_devices_and_the_exchange_appears():
     config = CRLConfig(num_envs=1024)
     costs = measure(config, make_env("reacher"))
     assert one["GiB"] == sum(memory_plan(config, derive_schedule(config), costs).values()) / 2**30
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_every_algorithm_can_be_planned(name):
+    config = ALGORITHMS[name].config(num_envs=256)
+    measured = MEASURED | {"flags": dataclasses.asdict(config)}
+    parts = scale_plan.plan(measured, 1024, 4, 1e9)
+    costs = measure(config, make_env("reacher"))
+    batch = config.batch_size * (2 * costs.sizes.state + costs.sizes.action + 2 * getattr(config, "repr_dim", 0))
+    schedule = derive_schedule(dataclasses.replace(config, num_envs=1024))
+    updates = 1e6 * schedule.updates_per_training_step / schedule.env_steps_per_training_step
+    assert parts["exchange"] == pytest.approx(updates * 8 * (costs.parameters + batch) / 1e9)
 
 
 def test_the_table_names_the_longest_part(tmp_path, capsys):

