@@ -241,7 +241,8 @@ class Sweep:
         if "${args_json_file}" in words:
             json_file.write_text(json.dumps(settings), encoding="utf-8")
         command = expand(words, self.sweep["program"], settings, json_file)
-        return [*command, "--resume", *(f"--{name}={value}" for name, value in own.items()), *self.more]
+        resume = [] if self.dry else ["--resume"]  # a plan is that of a new run
+        return [*command, *resume, *(f"--{name}={value}" for name, value in own.items()), *self.more]
 
     def _train(self, trial: optuna.Trial, command: list[str], log: Path, device: str | None) -> tuple[int, str]:
         """Runs a training to its end, its output in `log`; returns its status and what it said. A run folder that

@@ -367,9 +367,9 @@ def refused(monkeypatch, probe_registered, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("crl: ant #1", "W&B allows no # : in a project's name: 'crl- ant -1'"),
-        ("50%", "W&B allows no % in a project's name: '50-'"),
-        ("why?", "W&B allows no ? in a project's name: 'why-'"),
+        ("crl: ant #1", "W&B allows no # : in a project's name; e.g. 'crl- ant -1'"),
+        ("50%", "W&B allows no % in a project's name; e.g. '50-'"),
+        ("why?", "W&B allows no ? in a project's name; e.g. 'why-'"),
         ("a/b", "cannot be part of a folder's name"),
     ],
 )

@@ -336,7 +336,7 @@ def test_a_dry_run_starts_no_study(desk, tmp_path):
     output = finish(start("--runs", "2", "--", "--dry_run"))
     assert output.count("its plan is in runs/sweeps/mine/dry_run/run") == 2
     assert [path.name for path in (tmp_path / "runs" / "sweeps").iterdir()] == ["mine"]
-    assert runs(tmp_path)["run1"][0][-1] == "--dry_run"
+    assert runs(tmp_path)["run1"][0][-1] == "--dry_run" and "--resume" not in runs(tmp_path)["run1"][0]
     assert "1 of 1 runs have a score" in finish(start("--runs", "1"))
 
 
