@@ -33,7 +33,8 @@ from matplotlib.lines import Line2D
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any directory
 
-from src.command_line import ConfigError, parse
+from src.command_line import parse
+from src.output import run_command
 from src.statistics import (
     interquartile_mean,
     moving_average,
@@ -41,7 +42,7 @@ from src.statistics import (
     probability_of_improvement,
     stratified_bootstrap,
 )
-from utils import bookkeeping
+from utils import ConfigError, bookkeeping
 
 DEFAULT_METRIC = "eval/episode_success_any"
 WALLTIME_PARTS = ("training/walltime", "eval/walltime")
@@ -697,4 +698,4 @@ def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_command(main))

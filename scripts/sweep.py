@@ -37,20 +37,14 @@ from scripts.sweep_command import ROOT, ask_training, check_flags  # noqa: E402
 from scripts.sweep_file import check_name, one_line, read_sweep  # noqa: E402
 from scripts.sweep_space import LARGEST_GRID, grid_size, settings_of  # noqa: E402
 from scripts.sweep_study import STORAGE_ERRORS, open_study, opened_storage, origin, retry, sqlite_url  # noqa: E402
-from scripts.sweep_worker import (  # noqa: E402
-    SIGNALS,
-    Sweep,
-    flags_text,
-    is_dry,
-    make_folder,
-)
+from scripts.sweep_worker import SIGNALS, Sweep, flags_text, is_dry, make_folder  # noqa: E402
 from src.command_line import parse  # noqa: E402
 from src.output import run_command  # noqa: E402
 from utils import FAILED, INTERRUPTED, REFUSED, ConfigError  # noqa: E402
 
 # Flags of a run that its sweep sets: flag -> what they are.
 SET_HERE = {"output_dir": "sweep.py's own", "group_name": "the sweep's name", "exp_name": "the run's number"}
-SET_HERE |= {"resume": "always on", "run_dir_file": "sweep.py's own", "project_name": "the file's project"}
+SET_HERE |= {"resume": "always on", "run_dir_file": "sweep.py's own"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,8 +147,7 @@ def set_here(sweep: dict[str, Any]) -> list[str]:
       ConfigError: one of them is searched.
     """
     words = {word.partition("=")[0] for word in sweep.get("command", ())}
-    flags = [*SET_HERE, *(["project_name"] if "project" in sweep else [])]
-    found = [flag for flag in flags if flag in sweep["parameters"] or f"--{flag}" in words]
+    found = [flag for flag in SET_HERE if flag in sweep["parameters"] or f"--{flag}" in words]
     for flag in found:
         if sweep["parameters"].get(flag, {}).get("distribution", "constant") != "constant":
             raise ConfigError(f"{flag} cannot be searched, sweep.py sets it: it is {SET_HERE[flag]}")
@@ -190,10 +183,8 @@ def start(config: SweepConfig, more: list[str]) -> int:
     if config.slurm:
         return write_slurm_script(folder / f"{name}.sbatch", slurm_script(config, name, url, runs, more))
     if ignored:
-        print(
-            "set by sweep.py, not by the file: " + ", ".join(f"{flag} ({SET_HERE[flag]})" for flag in ignored),
-            flush=True,
-        )
+        said = ", ".join(f"{flag} ({SET_HERE[flag]})" for flag in ignored)
+        print(f"set by sweep.py, not by the file: {said}", flush=True)
     with contextlib.ExitStack() as at_the_end:
         if is_dry(more):
             study = open_study(name, optuna.storages.InMemoryStorage(), sweep, runs)
@@ -241,7 +232,7 @@ def run(sweep: Sweep, own_devices: list[str | None]) -> int:
             time.sleep(seconds)
     if sweep.untold:
         print(
-            f"error: the database was not told how {len(sweep.untold)} runs ended; the same command does",
+            f"error: {len(sweep.untold)} scores are not in the database; repeat the command",
             file=sys.stderr,
             flush=True,
         )

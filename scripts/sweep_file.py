@@ -86,8 +86,9 @@ def _checked(content: Any) -> dict[str, Any]:
         sweep["command"] = check_command(sweep["command"])
     program = sweep.get("program", "training.py")
     sweep["program"] = str(find_program(program, sweep.get("command", []), sweep["parameters"]))
-    if "project" in sweep and "project_name" in sweep["parameters"]:
-        raise ConfigError("project and parameters.project_name are the same flag: leave one of them out")
+    words = [word.partition("=")[0] for word in sweep.get("command", ())]
+    if "project" in sweep and ("project_name" in sweep["parameters"] or "--project_name" in words):
+        raise ConfigError("project and project_name are the same flag: leave one of them out")
     return sweep
 
 

@@ -11,9 +11,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import optuna
 from optuna.trial import TrialState
@@ -29,6 +29,8 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.
 LEFT = {INTERRUPTED, *(-number for number in SIGNALS), *(128 + number for number in SIGNALS)}
 HEARTBEAT_SECONDS, IN_USE_SECONDS, DEAD_AFTER_SECONDS = 10, 60, 120
 DATABASE_SECONDS, DATABASE_PATIENCE_SECONDS = 10, 3600
+
+_Answer = TypeVar("_Answer")
 
 
 class TrainingFailed(Exception):
@@ -112,10 +114,10 @@ class Sweep:
         """Runs trainings one after the other, until no run of the sweep is left, or this process's share is done."""
         try:
             while not self.leaving.is_set() and (self.here is None or self.started < self.here):
-                trial = self._next()
+                trial = self._patiently(self._next)
                 if trial:
                     self._run(trial, device)
-                elif not self.any_left():
+                elif not self._patiently(self._any_left):
                     return
                 else:
                     self.leaving.wait(1)  # for the runs of others, which may have to be taken over
@@ -123,14 +125,12 @@ class Sweep:
             self.failed += 1
             print(one_line(f"error: a worker ended: {type(error).__name__}: {error}"), file=sys.stderr, flush=True)
 
-    def _next(self) -> optuna.Trial | None:
-        """The next run, None if there is none at the moment; waits for a database that is out of reach."""
+    def _patiently(self, attempt: Callable[[], _Answer]) -> _Answer:
+        """What the database answers; waits, with a warning, for one that is full or out of reach."""
         patient_until, said = time.monotonic() + DATABASE_PATIENCE_SECONDS, False
         while True:
             try:
-                with self.lock:
-                    self.tell_all()
-                    return self._ask()
+                return attempt()
             except STORAGE_ERRORS as error:
                 if self.leaving.is_set() or time.monotonic() > patient_until:
                     raise
@@ -139,8 +139,13 @@ class Sweep:
                 said = True
             self.leaving.wait(DATABASE_SECONDS)
 
+    def _next(self) -> optuna.Trial | None:
+        """The next run, one of a dead process first; None if there is none at the moment."""
+        with self.lock:
+            self.tell_all()
+            return self._ask()
+
     def _ask(self) -> optuna.Trial | None:
-        """The next run, one of a dead process first; None if all that are left are running, or the target is met."""
         self._take_over()
         waiting = self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
         queued_only = self.sweep["method"] == "grid" or len(self._origins()) >= self.runs
@@ -154,7 +159,7 @@ class Sweep:
         self.started += 1
         return trial
 
-    def any_left(self) -> bool:
+    def _any_left(self) -> bool:
         """Whether runs are on the way or queued."""
         states = (TrialState.RUNNING,) if self.target_met() else (TrialState.RUNNING, TrialState.WAITING)
         return bool(self.study.get_trials(deepcopy=False, states=states))
@@ -192,7 +197,7 @@ class Sweep:
         log = self.logs / f"run{number}.log"
         metric = self.sweep["metric"]["name"]
         try:
-            settings = suggest(trial, self.sweep["parameters"])
+            settings = self._patiently(lambda: suggest(trial, self.sweep["parameters"]))
             print(f"run {number}: {flags_text(settings_of(trial.params, self.sweep['parameters']))}", flush=True)
             check_status(*self._train(trial, self._command(number, settings), log, device))
             value = None if self.dry else score(self._run_dir_file(number), metric)
@@ -207,9 +212,7 @@ class Sweep:
             print(f"run {number} failed: {one_line(reason)} ({log})", flush=True)
         else:
             self._tell(trial, value, TrialState.FAIL if self.dry else None)
-            print(
-                f"run {number}: its plan is in {log}" if self.dry else f"run {number}: {metric} {value:g}", flush=True
-            )
+            print(f"run {number}: {f'its plan is in {log}' if self.dry else f'{metric} {value:g}'}", flush=True)
 
     def _tell(self, trial: optuna.Trial, value: float | None = None, state: TrialState | None = None) -> None:
         """Tells the study how a run ended; a database that is out of reach hears of it later."""
@@ -238,7 +241,8 @@ class Sweep:
         if "${args_json_file}" in words:
             json_file.write_text(json.dumps(settings), encoding="utf-8")
         command = expand(words, self.sweep["program"], settings, json_file)
-        return [*command, "--resume", *(f"--{name}={value}" for name, value in own.items()), *self.more]
+        resume = [] if self.dry else ["--resume"]  # a plan is that of a new run
+        return [*command, *resume, *(f"--{name}={value}" for name, value in own.items()), *self.more]
 
     def _train(self, trial: optuna.Trial, command: list[str], log: Path, device: str | None) -> tuple[int, str]:
         """Runs a training to its end, its output in `log`; returns its status and what it said. A run folder that

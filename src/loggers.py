@@ -39,7 +39,8 @@ def check_wandb(config: Config) -> None:
     if wrong:
         fits = "".join("-" if sign in _NOT_IN_A_PROJECT else sign for sign in config.project_name)
         raise ConfigError(
-            f"--project_name {config.project_name!r}: W&B allows no {' '.join(wrong)} in a project's name: {fits!r}"
+            f"--project_name {config.project_name!r}: W&B allows no {' '.join(wrong)} in a project's name; "
+            f"e.g. {fits!r}"
         )
     _check_variables()
     different = _differences(_sweep_values(), config)

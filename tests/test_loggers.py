@@ -367,9 +367,9 @@ def refused(monkeypatch, probe_registered, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("crl: ant #1", "W&B allows no # : in a project's name: 'crl- ant -1'"),
-        ("50%", "W&B allows no % in a project's name: '50-'"),
-        ("why?", "W&B allows no ? in a project's name: 'why-'"),
+        ("crl: ant #1", "W&B allows no # : in a project's name; e.g. 'crl- ant -1'"),
+        ("50%", "W&B allows no % in a project's name; e.g. '50-'"),
+        ("why?", "W&B allows no ? in a project's name; e.g. 'why-'"),
         ("a/b", "cannot be part of a folder's name"),
     ],
 )
@@ -457,7 +457,7 @@ def test_what_a_resumed_run_shows_is_what_it_trains_with(server, point_at, tmp_p
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # W&B leaves the sweep's file open
 def test_nothing_is_logged_under_other_values(server, point_at, told, tmp_path, capsys):
-    """Also where W&B learns of them in a way that nobody could check before: then training goes on without it."""
+    """Also where W&B learns of them in a way that nobody could check before: then training continues without it."""
     point_at(server, **told({"h_dim": 16}))
     logger = WandbLogger(tiny(h_dim=8), tmp_path)
     logger.log({"x": 1.0}, 0)

@@ -189,7 +189,7 @@ def test_a_run_of_a_process_that_died_is_taken_over(desk, tmp_path):
     process = start("--runs", "1", "--", "--wait=yes")
     wait_for(lambda: runs(tmp_path))
     process.kill()
-    process.communicate()  # the training it started goes on without it, until it is told to wait no longer
+    process.communicate()  # the training it started continues without it, until it is told to wait no longer
     (trial,) = study(tmp_path)
     assert trial.state.name == "RUNNING"
     long_ago = time.time() - 2 * sweep_worker.DEAD_AFTER_SECONDS
@@ -336,7 +336,7 @@ def test_a_dry_run_starts_no_study(desk, tmp_path):
     output = finish(start("--runs", "2", "--", "--dry_run"))
     assert output.count("its plan is in runs/sweeps/mine/dry_run/run") == 2
     assert [path.name for path in (tmp_path / "runs" / "sweeps").iterdir()] == ["mine"]
-    assert runs(tmp_path)["run1"][0][-1] == "--dry_run"
+    assert runs(tmp_path)["run1"][0][-1] == "--dry_run" and "--resume" not in runs(tmp_path)["run1"][0]
     assert "1 of 1 runs have a score" in finish(start("--runs", "1"))
 
 

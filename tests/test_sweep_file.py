@@ -265,6 +265,7 @@ VALUES = [
     ("{value: 1}", {"command": ["${args}", "${envvar:NOT_SET_HERE}"]}, "the variable NOT_SET_HERE is not set"),
     ("{values: [1, 2]}", {"parameters": {"exp_name": {"values": ["a", "b"]}}}, "exp_name cannot be searched"),
     ("{value: 1}", {"project": "p", "parameters": {"project_name": {"value": "q"}}}, "are the same flag"),
+    ("{value: 1}", {"project": "p", "command": ["${program}", "--project_name=q", "${args}"]}, "are the same flag"),
 ]
 WORDS = [
     ("{value: 1}", {"name": "ant/lr sweep"}, "because of '/': e.g. ant-lr sweep"),
