@@ -13,8 +13,6 @@ Energy = Callable[[jax.Array, jax.Array], jax.Array]
 
 # Distances between representations are differences of large squares; TF32 or bfloat16 products would drown them.
 _PRECISION = jax.lax.Precision.HIGHEST
-# The largest action whose place before the tanh is still told apart from infinity.
-_LARGEST_ACTION = 1 - 1e-6
 
 
 # Energies: f(x, y) of representations (..., D), reducing the last axis and broadcasting over the others.
@@ -257,22 +255,6 @@ def logit_metrics(logits: jax.Array) -> dict[str, jax.Array]:
 
 
 # Actor and temperature.
-
-
-def tanh_gaussian_log_prob(pre_tanh: jax.Array, mean: jax.Array, std: jax.Array) -> jax.Array:
-    """(...) log density of the action tanh(z), z ~ N(mean, std), at `pre_tanh` = z (..., action_size).
-
-    Uses log(1 - tanh(z)^2) = 2 (log 2 - |z| - log(1 + exp(-2 |z|))), which stays finite where tanh saturates.
-    """
-    gaussian = jax.scipy.stats.norm.logpdf(pre_tanh, mean, std)
-    size = jnp.abs(pre_tanh)
-    log_slope = 2 * (jnp.log(2.0) - size - jnp.log(1 + jnp.exp(-2 * size)))
-    return jnp.sum(gaussian - log_slope, axis=-1)
-
-
-def action_log_prob(action: jax.Array, mean: jax.Array, std: jax.Array) -> jax.Array:
-    """(...) log density of a stored action (..., action_size), which may have been rounded to the bounds -1 and 1."""
-    return tanh_gaussian_log_prob(jnp.arctanh(jnp.clip(action, -_LARGEST_ACTION, _LARGEST_ACTION)), mean, std)
 
 
 def actor_loss(alpha: jax.Array, log_prob: jax.Array, energy: jax.Array, disable_entropy: bool = False) -> jax.Array:

@@ -10,7 +10,7 @@ import pytest
 from conftest import UPDATE_METRICS, ProbeEnv, tiny
 from jax.flatten_util import ravel_pytree
 
-from src import critics, losses
+from src import critics, densities, losses
 from src.agent import Normalizer, batch_means, normalize, update_moments
 from src.algorithms import crl
 from src.goals import with_other_goals
@@ -67,7 +67,7 @@ def separate_losses(config, networks, batch, key):
     def policy(actor_params):
         mean, std = networks.actor.apply(actor_params, batch.state, goal)
         z = mean + std * jax.random.normal(key, mean.shape)
-        return jnp.tanh(z), losses.tanh_gaussian_log_prob(z, mean, std)
+        return jnp.tanh(z), densities.tanh_gaussian_log_prob(z, mean, std)
 
     def actor(actor_params, critic_params, log_alpha):
         action, log_prob = policy(actor_params)
@@ -281,7 +281,7 @@ def policy_parts(config, log_alpha=0.5):
         z = mean + std * jax.random.normal(key, mean.shape)
         phi, _ = represent(config, params["critic"], batch.state, jnp.tanh(z), goal)
         return (
-            np.asarray(losses.tanh_gaussian_log_prob(z, mean, std)),
+            np.asarray(densities.tanh_gaussian_log_prob(z, mean, std)),
             np.asarray(losses.ENERGY_FNS[config.energy_fn](phi, psi)),
             np.linalg.norm(phi, axis=-1),
         )

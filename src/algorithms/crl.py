@@ -19,12 +19,12 @@ from src import agent, goals, replay_buffer
 from src.agent import AgentState
 from src.algorithm import Algorithm, OffPolicyConfig, Step
 from src.critics import CRITICS, Critic, critic_loss, ensemble
+from src.densities import tanh_gaussian_log_prob
 from src.losses import (
     EXPLORATION_SIGNS,
     TABLES_OF_DIFFERENCES,
     actor_loss,
     exploration_bonus,
-    tanh_gaussian_log_prob,
     temperature_loss,
 )
 from src.networks import Actor, make_trunk, trunk_workspace

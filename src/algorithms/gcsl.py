@@ -15,7 +15,7 @@ from src import agent, replay_buffer
 from src.agent import AgentState
 from src.algorithm import Algorithm, OffPolicyConfig
 from src.algorithms import crl
-from src.losses import action_log_prob
+from src.densities import action_log_prob
 from src.networks import Actor, make_trunk
 from utils import RATE, Choice
 

@@ -18,9 +18,14 @@ from envs.base import GoalEnv, Sizes
 from src import agent, replay_buffer
 from src.agent import AgentState
 from src.algorithm import Algorithm, Step
-from src.losses import action_log_prob, tanh_gaussian_log_prob
+from src.densities import action_log_prob, tanh_gaussian_log_prob
 from src.networks import Actor, Encoder, make_trunk
 from utils import RATE, Choice, Config, ConfigError, Range
+
+
+# Beyond it an action's ratio teaches no more: that of one bad action grows without limit as the policy narrows, up to a
+# gradient that is no number. As https://arxiv.org/abs/1912.09729, whose limit is 3.
+_LARGEST_LOG_RATIO = 3.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,7 +186,7 @@ def loss(
     advantage /= jnp.sqrt(jnp.sum(share * jnp.square(advantage))) + 1e-8
     mean, std = networks.actor.apply(params["actor"], *inputs)
     log_ratio = action_log_prob(batch.steps.action, mean, std) - batch.picks.log_prob
-    ratio = jnp.exp(log_ratio)
+    ratio = jnp.exp(jnp.clip(log_ratio, -_LARGEST_LOG_RATIO, _LARGEST_LOG_RATIO))
     noise = jax.random.normal(key, mean.shape)
     # The Gaussian's entropy in closed form, the tanh's part of it at one sample.
     closed = 0.5 * jnp.sum(1 - jnp.square(noise), axis=-1)

@@ -17,8 +17,9 @@ from src import agent, hindsight
 from src.agent import TargetAgentState
 from src.algorithm import Algorithm
 from src.critics import Values, least_value, twin_values, value_loss, value_target
+from src.densities import tanh_gaussian_log_prob
 from src.hindsight import Batch, HindsightConfig
-from src.losses import actor_loss, tanh_gaussian_log_prob, temperature_loss
+from src.losses import actor_loss, temperature_loss
 from src.networks import Actor, make_trunk
 from utils import RATE, Choice
 
