@@ -1,13 +1,15 @@
-"""Times the parts of training on this machine: environment, sampler, update, training step, compilation, memory.
+"""Measures this machine: the parts of training, what a checkpoint adds, the mazes; and plans for many devices.
 
     python scripts/benchmark.py --env_name ant --num_envs 256
     python scripts/benchmark.py --env_name ant --repeats 11 --out results/benchmark/ant_cpu.json
     python scripts/benchmark.py --env_name ant --num_envs 256 --sweep --out results/benchmark/sweep_ant_cpu.json
+    python scripts/benchmark.py checkpoint --env_name ant --pairs 5
+    python scripts/benchmark.py mazes --layouts u_maze hardest_maze --num_envs 256
+    python scripts/benchmark.py scale results/benchmark/ant_cpu.json --envs 1024 65536 --devices 1 8
 
-The last one repeats it over numbers of environments, batch sizes, depths and numbers of seeds, one varied at a time,
-and leaves a Markdown table and a plot beside the JSON file. Takes every flag of training.py. Figures are medians over
-alternating rounds, the first left out: --repeats of them, or as many as --seconds allow. Ratios between rows of one
-table can be trusted further than the times.
+The first word names the part, `training` if there is none; `benchmark.py PART --help` shows its flags. Figures are
+medians over rounds in which everything compared takes turns, the first left out. Ratios between rows of one table can
+be trusted further than the times.
 """
 
 import dataclasses
@@ -17,23 +19,82 @@ import os
 import platform
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import tyro
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any directory
 
+from envs import make_env
+from envs.ant import Ant
+from envs.ant_maze import AntMaze
+from envs.base import GoalEnv
+from envs.maze import LAYOUTS
+from envs.wrappers import VectorEnv
 from src import devices, loop, plan, replay_buffer, train
-from src.command_line import check_config, parse_config
+from src.algorithms import ALGORITHMS
+from src.checkpoint import CheckpointWriter, host_arrays
+from src.command_line import check_config, parse, parse_config
 from src.output import run_command
+from src.process import enable_compilation_cache
 from src.program import Program, make_program
 from src.registries import REGISTRIES
 from src.resume import with_backend
-from utils import REFUSED, Config, ConfigError, derive_schedule, write_text
+from utils import REFUSED, Config, ConfigError, config_of, derive_schedule, unknown, write_text
+
+
+class Part(NamedTuple):
+    """One thing to measure: `read` makes a request of the words of the command line, or raises a ValueError before
+    anything compiles; `run` measures and prints."""
+
+    read: Callable[[list[str]], Any]
+    run: Callable[[Any], None]
+
+
+def main(args: list[str]) -> int:
+    """Runs the part that the first word names; returns the exit status."""
+    named = bool(args) and not args[0].startswith("-")
+    name, words = (args[0], args[1:]) if named else ("training", args)
+    try:
+        if name not in PARTS:
+            raise ConfigError(unknown("part", name, PARTS))
+        request = PARTS[name].read(words)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return REFUSED
+    PARTS[name].run(request)
+    return 0
+
+
+def take_turns(calls: dict[str, Callable[[], Any]], repeats: int, budget: float) -> dict[str, list[float]]:
+    """Seconds of each call in the rounds that count: at most `repeats`, and no further one once `budget` seconds have
+    passed. The first round does not count."""
+    rounds: dict[str, list[float]] = {name: [] for name in calls}
+    start = time.monotonic()
+    for number in range(repeats + 1):
+        if number > 1 and time.monotonic() - start > budget:
+            break
+        for name, call in calls.items():
+            started = time.monotonic()
+            call()
+            rounds[name].append(time.monotonic() - started)
+    return {name: seconds[1:] for name, seconds in rounds.items()}
+
+
+def write_result(path: str, result: Any) -> None:
+    """Writes JSON to a file, if one is named."""
+    if path:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        write_text(Path(path), json.dumps(result, indent=2) + "\n")
+
+
+# The parts of training.
 
 MATMUL_SIZE = 2048
 LAYER_PRODUCTS = 100
@@ -41,7 +102,8 @@ LAYER_PRODUCTS = 100
 
 @dataclasses.dataclass(frozen=True)
 class BenchmarkFlags:
-    """Times the parts of one training configuration."""
+    """Times the parts of one training configuration: environment, sampler, update, training step, compilation, memory.
+    Besides, `benchmark.py checkpoint`, `mazes` and `scale` have flags of their own."""
 
     repeats: int = 5
     """Rounds that count."""
@@ -52,7 +114,7 @@ class BenchmarkFlags:
     out: str = ""
     """JSON file to write as well."""
     sweep: bool = False
-    """Measure over `SWEEP`, not one configuration; needs --out, beside which table and plot are put."""
+    """Measure over `SWEEP`, one flag varied at a time; needs --out, beside which table and plot are put."""
 
 
 # What a sweep varies, one at a time from the configuration of the command line.
@@ -69,40 +131,41 @@ PANELS = {
 }
 
 
-def main(args: list[str]) -> int:
-    """Measures and prints; returns the exit status."""
-    try:
-        config = parse_config(args, REGISTRIES, "benchmark.py", BenchmarkFlags)
-        if min(config.repeats, config.updates) < 1:
-            raise ConfigError(f"--repeats {config.repeats} and --updates {config.updates} are at least 1")
-        if config.sweep and not config.out:
-            raise ConfigError("--sweep needs --out, the JSON file beside which table and plot are put")
-        devices.spread_over_cores(config)
-        config = with_backend(config)
-        points = sweep_points(config) if config.sweep else [config]
-        for point in points:
-            make_program(point, derive_schedule(point))
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return REFUSED
+def read_training(args: list[str]) -> tuple[Config, list[Config]]:
+    """The configuration, and those to measure."""
+    config = parse_config(args, REGISTRIES, "benchmark.py", BenchmarkFlags)
+    if min(config.repeats, config.updates) < 1:
+        raise ConfigError(f"--repeats {config.repeats} and --updates {config.updates} are at least 1")
+    if config.sweep and not config.out:
+        raise ConfigError("--sweep needs --out, the JSON file beside which table and plot are put")
+    devices.spread_over_cores(config)
+    config = with_backend(config)
+    points = sweep_points(config) if config.sweep else [config]
+    for point in points:
+        make_program(point, derive_schedule(point))
+    return config, points
+
+
+def run_training(request: tuple[Config, list[Config]]) -> None:
+    """A table per configuration; of a sweep, one table and a plot besides."""
+    config, points = request
     results = []
     for point in points:
         results.append(benchmark(point))
         print(table(results[-1]), flush=True)
-        if config.out:
-            write_text(Path(config.out), json.dumps(results if config.sweep else results[0], indent=2) + "\n")
+        write_result(config.out, results if config.sweep else results[0])
     if config.sweep:
         write_text(Path(config.out).with_suffix(".md"), sweep_table(results) + "\n")
         plot(results, Path(config.out).with_suffix(".png"))
-    return 0
 
 
 def benchmark(config: Config) -> dict:
     """Measures one configuration."""
     program = make_program(config, derive_schedule(config))
     parts, compile_seconds = build(program, config)
-    seconds, rounds = measure({name: call for name, (call, _) in parts.items()}, config.repeats, config.seconds)
-    return report(program, config, parts, seconds, compile_seconds) | {"rounds": rounds}
+    rounds = take_turns({name: call for name, (call, _) in parts.items()}, config.repeats, config.seconds)
+    seconds = {name: statistics.median(each) for name, each in rounds.items()}
+    return report(program, config, parts, seconds, compile_seconds) | {"rounds": len(rounds["update"])}
 
 
 def build(program: Program, config: Config) -> tuple[dict[str, tuple[Callable, Any]], dict[str, float]]:
@@ -126,18 +189,17 @@ def build(program: Program, config: Config) -> tuple[dict[str, tuple[Callable, A
     layer = jnp.ones((config.batch_size, config.h_dim)), jnp.eye(config.h_dim)
     one, updates = jnp.ones((), jnp.int32), jnp.asarray(config.updates, jnp.int32)
     scheduled = jnp.asarray(program.schedule.updates_per_training_step, jnp.int32)
-    of = functools.partial
     functions = {
         "matmul": (jnp.matmul, lambda: (matrix, matrix)),
         "layer": (layer_products, lambda: layer),
-        "env": (over_seeds(of(random_steps, program)), lambda: (live["state"],)),
-        "sampler": (over_seeds(of(picks_alone, program)), lambda: (live["state"], keys)),
+        "env": (over_seeds(functools.partial(random_steps, program)), lambda: (live["state"],)),
+        "sampler": (over_seeds(functools.partial(picks_alone, program)), lambda: (live["state"], keys)),
         "update": (
-            over_seeds(of(train.learn, program), seed_axes=(0, 0, None, 0, 0)),
+            over_seeds(functools.partial(train.learn, program), seed_axes=(0, 0, None, 0, 0)),
             lambda: (live["state"], drawn, updates, live["totals"], keys),
         ),
         "training step": (
-            over_seeds(of(train.train_chunk, program), seed_axes=(0, 0, None, None)),
+            over_seeds(functools.partial(train.train_chunk, program), seed_axes=(0, 0, None, None)),
             lambda: (live["state"], live["totals"], one, scheduled),
         ),
     }
@@ -191,21 +253,6 @@ def random_steps(program: Program, train_state: train.TrainState) -> Any:
 def picks_alone(program: Program, train_state: train.TrainState, key: jax.Array) -> Any:
     """What the sampler hands to the learner, without the index it is drawn by."""
     return train.draw(program, train_state, key)[1]
-
-
-def measure(calls: dict[str, Callable], repeats: int, budget: float) -> tuple[dict[str, float], int]:
-    """Median seconds of each call over rounds in which all take turns, the first left out, and how many counted."""
-    rounds: dict[str, list[float]] = {name: [] for name in calls}
-    beginning = time.monotonic()
-    for number in range(repeats + 1):
-        if number > 1 and time.monotonic() - beginning > budget:
-            break
-        for name, call in calls.items():
-            started = time.monotonic()
-            call()
-            rounds[name].append(time.monotonic() - started)
-    counted = {name: seconds[1:] for name, seconds in rounds.items()}
-    return {name: statistics.median(seconds) for name, seconds in counted.items()}, len(next(iter(counted.values())))
 
 
 def report(program: Program, config: Config, parts: dict, seconds: dict, compile_seconds: dict) -> dict:
@@ -325,6 +372,228 @@ def plot(results: list[dict], path: Path) -> None:
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
 
+
+# What a checkpoint adds.
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointFlags:
+    """Times what a checkpoint of the whole state adds to one training configuration.
+
+    Training steps with a checkpoint written beside them take turns with steps without one; the difference of the
+    medians, copy included, is set against an epoch, the training between two evaluations."""
+
+    pairs: int = 5
+    """Steps with a checkpoint that count, and as many without."""
+    out: str = ""
+    """JSON file to write as well."""
+
+
+def read_checkpoint(args: list[str]) -> Program:
+    """The program to train; its config has the flags of this part."""
+    config = parse_config(args, REGISTRIES, "benchmark.py checkpoint", CheckpointFlags)
+    program = make_program(config, derive_schedule(config))
+    needed, planned = 2 * config.pairs + 3, program.schedule.training_steps
+    if not config.pairs >= 1 or planned < needed:
+        raise ConfigError(f"--pairs {config.pairs} needs {needed} training steps, there are {planned}")
+    return program
+
+
+def run_checkpoint(program: Program) -> None:
+    """One figure per line."""
+    enable_compilation_cache()
+    result = checkpoint_cost(program, program.config.pairs)
+    print("\n".join(f"{name}: {value:,.4g}" for name, value in result.items()))
+    write_result(program.config.out, {"flags": dataclasses.asdict(program.config), **result})
+
+
+def checkpoint_cost(program: Program, pairs: int) -> dict[str, float]:
+    """Figures of one run, its prefill and the first pair of training steps left out."""
+    writer = CheckpointWriter(lambda line: print(line, end="", flush=True))
+    seconds: dict[bool, list[float]] = {True: [], False: []}
+    copies, size = [], 0
+    with tempfile.TemporaryDirectory() as folder:
+        moments = loop.run(program, [program.config.seed], lambda line: print(line, end=""), seconds_per_chunk=1e-9)
+        prefill_steps = program.schedule.prefill_steps
+        next(moment for moment in moments if moment.run_state.position.training_steps > prefill_steps)
+        for number in range(2 * pairs + 2):
+            started, with_checkpoint = time.monotonic(), number % 2 == 1
+            moment = next(moments)
+            while moment.metrics is not None:  # evaluations are no part of it
+                started, moment = time.monotonic(), next(moments)
+            if with_checkpoint:
+                writer.wait()
+            seconds[with_checkpoint].append(time.monotonic() - started)
+            if not with_checkpoint:  # the next step pays for what starts here
+                started = time.monotonic()
+                arrays = host_arrays({"train_state": moment.run_state.train_state, "totals": moment.run_state.totals})
+                copies.append(time.monotonic() - started)
+                size = sum(array.nbytes for array in arrays.values())
+                writer.save({Path(folder): (arrays, {"env_steps": number, "position": {}, "replay": True})})
+    plain, copy = statistics.median(seconds[False][1:]), statistics.median(copies[1:])
+    added = copy + statistics.median(seconds[True][1:]) - plain
+    epoch = plain * statistics.mean(program.schedule.epoch_lengths)
+    return {
+        "checkpoint MiB": size / 2**20,
+        "training step s": plain,
+        "copy s": copy,
+        "added by a checkpoint s": added,
+        "epoch s": epoch,
+        "added, share of an epoch": added / epoch,
+    }
+
+
+# The mazes: three moving walls against a box on every wall cell.
+
+
+@dataclasses.dataclass(frozen=True)
+class MazeFlags:
+    """Times random actions of the ant in mazes: three moving walls against a box on every wall cell.
+
+    Env steps per second over all envs. The plain ant, which meets no walls, is there to compare."""
+
+    layouts: tuple[Literal[*LAYOUTS], ...] = ("u_maze", "big_maze", "hardest_maze")
+    """Mazes."""
+    backend: Literal[*AntMaze.physics] = AntMaze.default_backend
+    """Physics engine."""
+    num_envs: int = 256
+    """Envs that step side by side."""
+    steps: int = 4
+    """Control steps per timed call."""
+    repeats: int = 5
+    """Rounds that count."""
+
+
+def read_mazes(args: list[str]) -> MazeFlags:
+    """The flags, checked."""
+    options = parse(MazeFlags, args, "benchmark.py mazes")
+    if min(options.num_envs, options.steps, options.repeats) < 1:
+        raise ConfigError(
+            f"--num_envs {options.num_envs}, --steps {options.steps} and --repeats {options.repeats} are at least 1"
+        )
+    return options
+
+
+def run_mazes(options: MazeFlags) -> None:
+    """A Markdown table of speeds; ratios are medians over the rounds."""
+    enable_compilation_cache()
+    walks = {"ant": random_walk(Ant(backend=options.backend), options)}
+    for layout in options.layouts:
+        for full in (False, True):
+            print(f"compiling {layout}, {'full' if full else 'moving'} walls ...", file=sys.stderr)
+            env = AntMaze(layout=layout, full_walls=full, backend=options.backend)
+            walks[layout, full] = random_walk(env, options)
+    seconds = take_turns(walks, options.repeats, float("inf"))
+    speed = {name: options.num_envs * options.steps / statistics.median(each) for name, each in seconds.items()}
+    print(f"\n{jax.devices()[0].device_kind}, {options.backend}, {options.num_envs} envs, env steps per second\n")
+    print("| maze | three moving walls | a box on every wall cell | ratio |\n|---|---:|---:|---:|")
+    for layout in options.layouts:
+        moving, full = seconds[layout, False], seconds[layout, True]
+        ratio = statistics.median(slow / fast for slow, fast in zip(full, moving, strict=True))
+        print(f"| {layout} | {speed[layout, False]:.0f} | {speed[layout, True]:.0f} | {ratio:.1f} |")
+    print(f"| none (ant) | {speed['ant']:.0f} | | |")
+
+
+def random_walk(env: GoalEnv, options: MazeFlags) -> Callable[[], Any]:
+    """A compiled call that takes random steps and waits for the last."""
+    vector = VectorEnv(env, episode_length=1000)
+
+    def walk(env_state, key):
+        def step(env_state, key):
+            action = jax.random.uniform(key, (options.num_envs, env.action_size), minval=-1.0)
+            return vector.step(env_state, action), None
+
+        return jax.lax.scan(step, env_state, jax.random.split(key, options.steps))[0].obs
+
+    env_state = jax.jit(vector.reset, static_argnums=1)(jax.random.key(0), options.num_envs)
+    compiled = jax.jit(walk).lower(env_state, jax.random.key(1)).compile()
+    return lambda: jax.block_until_ready(compiled(env_state, jax.random.key(1)))
+
+
+# A plan on paper: memory and time of one seed on many devices.
+
+
+@dataclasses.dataclass(frozen=True)
+class ScaleFlags:
+    """Plans memory and time of one seed on many devices, from the memory plan and from parts measured on one device.
+
+    The plan takes for granted that environments and updates divide evenly among the devices, and that a sum over
+    devices sends twice its bytes at the given rate; it knows of no latency. So it says where the limits lie, not what
+    will be reached."""
+
+    measured: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="FILE"), Path]]
+    """JSON file that `benchmark.py --out FILE` wrote; of a sweep, its first configuration."""
+    envs: tuple[int, ...] = (1024, 4096, 16_384, 65_536)
+    """Numbers of environments."""
+    devices: tuple[int, ...] = (1, 8, 64)
+    """Numbers of devices."""
+    gigabytes_per_second: float = 10.0
+    """Between two devices."""
+
+
+def read_scale(args: list[str]) -> tuple[ScaleFlags, dict]:
+    """The flags, checked, and the measured parts."""
+    options = parse(ScaleFlags, args, "benchmark.py scale")
+    if min(*options.envs, *options.devices) < 1 or not options.gigabytes_per_second > 0:
+        raise ConfigError("--envs, --devices and --gigabytes_per_second are above 0")
+    try:
+        measured = json.loads(Path(options.measured).read_text())
+        measured = measured[0] if isinstance(measured, list) else measured
+        measured = {name: measured[name] for name in ("flags", "env steps/s, env alone", "update ms")}
+        config_of(measured["flags"], ALGORITHMS, "flags")
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise ConfigError(f"{options.measured} is no file of benchmark.py --out: {error}") from None
+    return options, measured
+
+
+def run_scale(request: tuple[ScaleFlags, dict]) -> None:
+    """A Markdown table."""
+    options, measured = request
+    print(scale_table(measured, options.envs, options.devices, 1e9 * options.gigabytes_per_second))
+
+
+def scale_plan(measured: dict, num_envs: int, num_devices: int, bytes_per_second: float) -> dict[str, float]:
+    """GiB on each device, and seconds of each part of a million env steps."""
+    flags = measured["flags"] | {"num_envs": num_envs, "num_seeds": 1}
+    config = config_of(flags, ALGORITHMS, "the measured configuration")
+    schedule = derive_schedule(config)
+    costs = plan.measure(config, make_env(config.env_name, config.backend))
+    memory = sum(plan.memory_plan(config, schedule, costs, (1, num_devices)).values())
+    updates = 1e6 * schedule.updates_per_training_step / schedule.env_steps_per_training_step
+    # Gradients are summed; the rows of the batch come from whoever holds them; every device sees all representations.
+    sizes, representations = costs.sizes, 2 * getattr(config, "repr_dim", 0)
+    rows = config.batch_size * (2 * sizes.state + sizes.action + representations)
+    exchanged = 2 * 4 * (costs.parameters + rows) * (num_devices > 1)
+    return {
+        "GiB": memory / 2**30,
+        "environments": 1e6 / measured["env steps/s, env alone"] / num_devices,
+        "updates": updates * measured["update ms"] / 1e3 / num_devices,
+        "exchange": updates * exchanged / bytes_per_second,
+    }
+
+
+def scale_table(measured: dict, envs: tuple[int, ...], counts: tuple[int, ...], bytes_per_second: float) -> str:
+    """The plans as Markdown; the longest part is the limit."""
+    lines = [
+        "| envs | devices | memory per device | environments | updates | exchange | limit |",
+        "|---:|---:|---:|---:|---:|---:|---|",
+    ]
+    for num_envs in envs:
+        for num_devices in counts:
+            parts = scale_plan(measured, num_envs, num_devices, bytes_per_second)
+            memory = parts.pop("GiB")
+            seconds = " | ".join(f"{value:,.1f} s" for value in parts.values())
+            limit = max(parts, key=parts.get)
+            lines.append(f"| {num_envs:,} | {num_devices} | {memory:,.2f} GiB | {seconds} | {limit} |")
+    return "\n".join(lines)
+
+
+PARTS = {
+    "training": Part(read_training, run_training),
+    "checkpoint": Part(read_checkpoint, run_checkpoint),
+    "mazes": Part(read_mazes, run_mazes),
+    "scale": Part(read_scale, run_scale),
+}
 
 if __name__ == "__main__":
     sys.exit(run_command(main))

@@ -1,5 +1,6 @@
-"""The benchmark on sizes that say nothing: what it measures, and what a sweep leaves."""
+"""The benchmark on sizes that say nothing: what its parts measure, what a sweep leaves, and the plan on paper."""
 
+import dataclasses
 import functools
 import json
 import math
@@ -8,9 +9,12 @@ import jax
 import pytest
 from conftest import ProbeEnv, flags, tiny, tiny_of
 
-from scripts import benchmark, benchmark_checkpoint
+from envs import make_env
+from scripts import benchmark
 from src.algorithms import ALGORITHMS
-from src.plan import measure, planned_bytes
+from src.algorithms.crl import CRLConfig
+from src.plan import measure, memory_plan, planned_bytes
+from utils import derive_schedule
 
 pytestmark = pytest.mark.usefixtures("probe_registered")
 
@@ -63,11 +67,11 @@ def test_a_sweep_that_would_fail_is_refused_first(tmp_path, capsys):
 def test_the_cost_of_a_checkpoint_is_measured(tmp_path):
     out = tmp_path / "new" / "cost.json"
     config = tiny(num_timesteps=400, num_evals=4)
-    assert benchmark_checkpoint.main([*flags(config), "--pairs", "2", "--out", str(out)]) == 0
+    assert benchmark.main(["checkpoint", *flags(config), "--pairs", "2", "--out", str(out)]) == 0
     result = json.loads(out.read_text())
     assert result["flags"]["pairs"] == 2
     assert result["checkpoint MiB"] > 0 and result["copy s"] > 0 and result["training step s"] > 0
-    assert benchmark_checkpoint.main([*flags(config), "--pairs", "9"]) == 2
+    assert benchmark.main(["checkpoint", *flags(config), "--pairs", "9"]) == 2
     assert result["epoch s"] == pytest.approx(6 * result["training step s"])  # 18 training steps in 3 epochs
 
 
@@ -75,6 +79,80 @@ def test_the_cost_of_a_checkpoint_is_measured(tmp_path):
 def test_one_round_counts_however_long_it_takes(budget, rounds):
     calls = {name: [] for name in ("a", "b")}
     timed = {name: functools.partial(calls[name].append, None) for name in calls}
-    medians, counted = benchmark.measure(timed, repeats=3, budget=budget)
-    assert medians.keys() == calls.keys() and counted == rounds - 1
+    seconds = benchmark.take_turns(timed, repeats=3, budget=budget)
+    assert {name: len(each) for name, each in seconds.items()} == {"a": rounds - 1, "b": rounds - 1}
     assert {name: len(made) for name, made in calls.items()} == {"a": rounds, "b": rounds}
+
+
+def test_an_unknown_part_is_refused(capsys):
+    assert benchmark.main(["maze"]) == 2
+    assert "mazes" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--steps", "0"], "--steps 0"),
+        (["--layouts", "u_maze", "nowhere"], "nowhere"),
+        (["--backend", "nothing"], "nothing"),
+    ],
+)
+def test_mazes_that_cannot_be_measured_are_refused(words, said, capsys):
+    assert benchmark.main(["mazes", *words]) == 2
+    assert said in capsys.readouterr().err
+
+
+# The plan on paper.
+
+MEASURED = {"flags": dataclasses.asdict(CRLConfig(num_envs=256)), "env steps/s, env alone": 1e5, "update ms": 2.0}
+
+
+def test_parts_divide_among_devices_and_the_exchange_appears():
+    one, four = (benchmark.scale_plan(MEASURED, 1024, devices, 1e9) for devices in (1, 4))
+    assert one["environments"] == 10 and four["environments"] == 2.5
+    assert one["updates"] == pytest.approx(1e6 / 15.89 * 2e-3, rel=1e-3)
+    assert four["updates"] == pytest.approx(one["updates"] / 4)
+    assert one["exchange"] == 0 < four["exchange"]
+    assert benchmark.scale_plan(MEASURED, 1024, 4, 2e9)["exchange"] == four["exchange"] / 2
+    config = CRLConfig(num_envs=1024)
+    costs = measure(config, make_env("reacher"))
+    assert one["GiB"] == sum(memory_plan(config, derive_schedule(config), costs).values()) / 2**30
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_every_algorithm_can_be_planned(name):
+    config = ALGORITHMS[name].config(num_envs=256)
+    measured = MEASURED | {"flags": dataclasses.asdict(config)}
+    parts = benchmark.scale_plan(measured, 1024, 4, 1e9)
+    costs = measure(config, make_env("reacher"))
+    batch = config.batch_size * (2 * costs.sizes.state + costs.sizes.action + 2 * getattr(config, "repr_dim", 0))
+    schedule = derive_schedule(dataclasses.replace(config, num_envs=1024))
+    updates = 1e6 * schedule.updates_per_training_step / schedule.env_steps_per_training_step
+    assert parts["exchange"] == pytest.approx(updates * 8 * (costs.parameters + batch) / 1e9)
+
+
+def test_the_table_names_the_longest_part(tmp_path, capsys):
+    measured = tmp_path / "measured.json"
+    measured.write_text(json.dumps([MEASURED]))
+    command = ["scale", str(measured), "--envs", "1024", "--devices", "1", "64", "--gigabytes_per_second", "0.1"]
+    assert benchmark.main(command) == 0
+    *_, one, many = capsys.readouterr().out.splitlines()
+    assert one.startswith("| 1,024 | 1 |") and one.endswith("| updates |")
+    assert many.startswith("| 1,024 | 64 |") and many.endswith("| exchange |")
+
+
+@pytest.mark.parametrize("content", [None, "no JSON", "[]", "{}", "3"])
+def test_a_file_that_is_none_of_the_benchmark_is_refused_in_one_line(content, tmp_path, capsys):
+    measured = tmp_path / "measured.json"
+    if content is not None:
+        measured.write_text(content)
+    assert benchmark.main(["scale", str(measured)]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {measured} is no file of benchmark.py --out: ") and said.count("\n") == 1
+
+
+def test_numbers_below_one_are_refused(tmp_path, capsys):
+    measured = tmp_path / "measured.json"
+    measured.write_text(json.dumps(MEASURED))
+    assert benchmark.main(["scale", str(measured), "--envs", "0"]) == 2
+    assert "are above 0" in capsys.readouterr().err

@@ -229,7 +229,7 @@ def test_who_reads_what_is_printed_changes_nothing(tmp_path, reference, channel,
         assert [path.name for path in list_checkpoints(run_dir)] == ["000000000160"]
 
 
-@pytest.mark.parametrize("program", ["training.py", *(f"scripts/{name}.py" for name in ("evaluate", "scale_plan"))])
+@pytest.mark.parametrize("program", ["training.py", *(f"scripts/{name}.py" for name in ("evaluate", "benchmark"))])
 def test_help_for_a_reader_that_leaves(program):
     words = [sys.executable, str(Path(__file__).parents[1] / program), "--help"]
     for target in ("head -1", "cat > /dev/full"):

@@ -74,14 +74,14 @@ MANY_CHECKPOINTS = ["--num_timesteps", "20000", "--num_evals", "40"]  # so that 
 SMALL = {
     "training.py": TRAINING,
     "scripts/benchmark.py": [*TRAINING, "--repeats", "1", "--updates", "2"],
-    "scripts/benchmark_checkpoint.py": [*TRAINING, "--pairs", "1"],
-    "scripts/benchmark_mazes.py": shlex.split("--layouts u_maze --num-envs 2 --steps 2 --repeats 1"),
+    "scripts/benchmark.py checkpoint": [*TRAINING, "--pairs", "1"],
+    "scripts/benchmark.py mazes": shlex.split("--layouts u_maze --num_envs 2 --steps 2 --repeats 1"),
+    "scripts/benchmark.py scale": [],
     "scripts/crash_test.py": ["--kills", "4", f"--flags={shlex.join([*TRAINING, *MANY_CHECKPOINTS])}"],
     "scripts/evaluate.py": ["--episodes", "4"],
     "scripts/gallery.py": [],
     "scripts/plot.py": [],
     "scripts/render.py": ["--seconds", "1"],
-    "scripts/scale_plan.py": [],
     "scripts/sweep.py": ["--", *TRAINING, "--no_log_wandb"],
     "envs.check": shlex.split("--num_envs 2 --num_steps 5"),
 }
@@ -95,7 +95,8 @@ if words[0] == "-c":
 program = words[1] if words[0] == "-m" else words[0]
 if program == "pytest":
     sys.exit()  # these tests, inside of themselves
-more = {small}[program]
+small = {small}
+more = small.get(" ".join(words[:2]), small.get(program))
 if more[:1] == ["--"] and "--" in words:
     more = more[1:]
 os.execv({python!r}, [{python!r}, *words, *more])
