@@ -3,8 +3,10 @@
 import contextlib
 import dataclasses
 import os
+import shutil
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 # Tests that run side by side get a core each, before JAX starts its threads: they would wait for each other's.
 if "PYTEST_XDIST_WORKER" in os.environ and hasattr(os, "sched_setaffinity"):
@@ -16,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+import training
 from envs import ENVS
 from envs.base import EnvState
 from envs.point import Point
@@ -155,6 +158,13 @@ def make_probe_program(config: Config, probe=ProbeEnv) -> Program:
         return make_program(config, derive_schedule(config))
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _programs_end_with_their_file() -> Iterator[None]:
+    """A worker that kept the compiled programs of all files would need 7 GB."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(autouse=True)
 def _no_process_outlives_its_test() -> Iterator[None]:
     yield
@@ -166,3 +176,20 @@ def probe_registered() -> Iterator[None]:
     """`--env_name probe` works."""
     with registered(probe=ProbeEnv):
         yield
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run of `tiny()`, which no test may change."""
+    output_dir = tmp_path_factory.mktemp("tiny")
+    with registered(probe=ProbeEnv):
+        assert training.main(flags(tiny(output_dir=str(output_dir)))) == 0
+    (config,) = output_dir.glob("*/*/*/config.json")
+    return config.parent
+
+
+@pytest.fixture
+def finished_run(tiny_run: Path, tmp_path: Path) -> Path:
+    """A copy of it, under `tmp_path`/runs."""
+    shutil.copytree(tiny_run.parents[2], tmp_path / "runs")
+    return tmp_path / "runs" / tiny_run.relative_to(tiny_run.parents[2])

@@ -10,8 +10,6 @@ from conftest import ProbeEnv, flags, registered, tiny
 import training
 from envs.render import open_renderer
 
-DrawnProbe = ProbeEnv
-
 
 def can_draw() -> bool:
     """Whether there is an OpenGL library that draws without a screen."""
@@ -25,7 +23,7 @@ def can_draw() -> bool:
 needs_opengl = pytest.mark.skipif(not can_draw(), reason="no OpenGL library that draws without a screen")
 
 
-def drawn_run(output_dir: Path, probe=DrawnProbe, **changes) -> Path:
+def drawn_run(output_dir: Path, probe=ProbeEnv, **changes) -> Path:
     """The folder of a run of a moment on the env `probe`."""
     with registered(probe=probe):
         assert training.main(flags(tiny(output_dir=str(output_dir), **changes))) == 0

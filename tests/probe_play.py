@@ -5,11 +5,10 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
 
-from conftest import registered  # noqa: E402
-from drawing import DrawnProbe  # noqa: E402
+from conftest import ProbeEnv, registered  # noqa: E402
 
 from scripts import play  # noqa: E402
 
 if __name__ == "__main__":
-    with registered(probe=DrawnProbe):
+    with registered(probe=ProbeEnv):
         sys.exit(play.main(sys.argv[1:]))

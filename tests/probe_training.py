@@ -9,14 +9,6 @@ from conftest import ProbeEnv, registered  # noqa: E402
 
 import training  # noqa: E402
 
-
-def drawn_probe(**options):
-    """The same, able to be drawn; MuJoCo and its OpenGL are asked for only here."""
-    from drawing import DrawnProbe
-
-    return DrawnProbe(**options)
-
-
 if __name__ == "__main__":
-    with registered(probe=ProbeEnv, drawn_probe=drawn_probe):
+    with registered(probe=ProbeEnv):
         sys.exit(training.main(sys.argv[1:]))

@@ -82,3 +82,5 @@ def roll(env: PhysicsEnv, q, qd, goal, actions) -> EnvState:
 
 # The first name of each family: its variants differ in layout or goals, not in how they meet a backend.
 FAMILIES = {getattr(constructor, "func", constructor): name for name, constructor in reversed(ENVS.items())}
+# The first name of each file of envs/: what one runs by default, where the slow tests run every family or every name.
+FIRST_OF_FILE = {family.__module__: name for family, name in FAMILIES.items()}

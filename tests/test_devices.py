@@ -191,7 +191,7 @@ def test_two_processes_give_the_numbers_of_one(tmp_path, address, one_device, nu
     several = num_seeds > 1
     config = dataclasses.replace(DIVISIBLE, num_seeds=num_seeds, output_dir=str(tmp_path))
     if several:
-        config = dataclasses.replace(config, env_name="drawn_probe", render=True, video_every=1)
+        config = dataclasses.replace(config, render=True, video_every=1)
     outputs = [finish(process) for process in start_two(config, address)]
     assert "success rate" in outputs[0] and "run folder" not in outputs[1]
     assert len(run_dirs(tmp_path)) == num_seeds

@@ -4,8 +4,7 @@ import csv
 
 import numpy as np
 import pytest
-from conftest import registered
-from drawing import DrawnProbe, drawn_run
+from conftest import ProbeEnv, registered
 
 from scripts import evaluate
 from scripts.evaluate import EvaluateConfig, distance_bins, scores, table_rows
@@ -55,13 +54,12 @@ def test_every_episode_is_in_one_bin():
     assert [row["success"] for row in rows] == pytest.approx([0.6, 1.0, 1 / 3])
 
 
-def test_a_run_is_measured_deterministic_and_stochastic(tmp_path, capsys):
-    run_dir = drawn_run(tmp_path)
+def test_a_run_is_measured_deterministic_and_stochastic(finished_run, capsys):
     capsys.readouterr()
-    with registered(probe=DrawnProbe):
-        assert evaluate.main([str(run_dir), "--episodes", "50"]) == 0
+    with registered(probe=ProbeEnv):
+        assert evaluate.main([str(finished_run), "--episodes", "50"]) == 0
     out = capsys.readouterr().out
-    with (run_dir / "evaluation.csv").open() as file:
+    with (finished_run / "evaluation.csv").open() as file:
         rows = list(csv.DictReader(file))
     per_policy = {name: [row for row in rows if row["actions"] == name] for name in ("deterministic", "stochastic")}
     for all_of_them, *bins in per_policy.values():
@@ -69,16 +67,15 @@ def test_a_run_is_measured_deterministic_and_stochastic(tmp_path, capsys):
     deterministic, stochastic = (each[0]["time near goal"] for each in per_policy.values())
     assert deterministic != stochastic
     assert "| deterministic | all " in out
-    assert {path.name for path in run_dir.glob("*.png")} == {"energy.png", "reached_goals.png", "critic.png"}
+    assert {path.name for path in finished_run.glob("*.png")} == {"energy.png", "reached_goals.png", "critic.png"}
 
 
-def test_another_policy_or_env_leaves_files_of_its_own(tmp_path, capsys, monkeypatch):
-    run_dir = drawn_run(tmp_path)
+def test_another_policy_or_env_leaves_files_of_its_own(finished_run, capsys, monkeypatch):
     monkeypatch.setitem(insight.PICTURES, "energy", lambda *_: 1 / 0)
-    with registered(probe=DrawnProbe, far=DrawnProbe):
+    with registered(probe=ProbeEnv, far=ProbeEnv):
         more = ["--episodes", "9", "--params", "best", "--eval_env", "far"]
-        assert evaluate.main([str(run_dir), *more]) == 1  # a picture is missing
-    files = {path.name for ending in ("png", "csv") for path in run_dir.glob(f"*.{ending}")}
+        assert evaluate.main([str(finished_run), *more]) == 1  # a picture is missing
+    files = {path.name for ending in ("png", "csv") for path in finished_run.glob(f"*.{ending}")}
     assert files == {"metrics.csv", "evaluation_best_far.csv", "reached_goals_best_far.png", "critic_best_far.png"}
     assert "far, policy of" in capsys.readouterr().out
 

@@ -64,22 +64,13 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", str(place)], check=True)
 
 
-@pytest.fixture(scope="module")
-def reference(tmp_path_factory):
-    """The run that nothing happened to."""
-    output_dir = tmp_path_factory.mktemp("reference")
-    with registered(probe=ProbeEnv):
-        assert training.main(arguments(tiny(output_dir=str(output_dir)))) == 0
-    return run_dirs(output_dir)[0]
-
-
 def fill(disk):
     with contextlib.suppress(OSError), (disk / "filler").open("wb", buffering=0) as file:
         while True:
             file.write(bytes(1024))
 
 
-def test_a_disk_that_is_full_for_a_while_loses_nothing(monkeypatch, small_disk, reference, capsys):
+def test_a_disk_that_is_full_for_a_while_loses_nothing(monkeypatch, small_disk, capsys):
     at_moment(monkeypatch, 0, lambda recorder: fill(small_disk))
     at_moment(monkeypatch, 5, lambda recorder: (small_disk / "filler").unlink())
     assert training.main(arguments(tiny(output_dir=str(small_disk), num_evals=5))) in (0, 1)
@@ -98,7 +89,7 @@ def test_a_disk_that_stays_full_ends_in_status_1(monkeypatch, small_disk, capsys
     assert [path.name for path in list_checkpoints(run_dir)] == ["000000000000"]
 
 
-def test_a_disk_that_turns_read_only_is_survived(monkeypatch, small_disk, reference, capsys):
+def test_a_disk_that_turns_read_only_is_survived(monkeypatch, small_disk, capsys):
     def change(flag):
         return lambda recorder: subprocess.run(["chattr", "-R", flag, str(small_disk)], check=True)
 
@@ -115,11 +106,11 @@ def test_a_disk_that_turns_read_only_is_survived(monkeypatch, small_disk, refere
     assert len(read_rows(run_dir / "metrics.csv", 10**9)) == 5
 
 
-def test_a_folder_removed_during_the_run_is_made_again(monkeypatch, tmp_path, reference):
+def test_a_folder_removed_during_the_run_is_made_again(monkeypatch, tmp_path, tiny_run):
     at_moment(monkeypatch, 1, lambda recorder: shutil.rmtree(recorder.runs[0].run_dir))
     assert training.main(arguments(tiny(output_dir=str(tmp_path)))) == 0
     (run_dir,) = (path.parent for path in tmp_path.glob("*/*/*/metrics.csv"))
-    assert crash_test.timeless_rows(run_dir / "metrics.csv") == crash_test.timeless_rows(reference / "metrics.csv")
+    assert crash_test.timeless_rows(run_dir / "metrics.csv") == crash_test.timeless_rows(tiny_run / "metrics.csv")
     assert len(list_checkpoints(run_dir)) == 1
 
 
@@ -217,7 +208,7 @@ def closed_from_the_start():
 
 @pytest.mark.parametrize("channel", [full_disk, closed_pipe, lost_terminal, closed_from_the_start])
 @pytest.mark.parametrize(("changes", "status"), [({}, 0), ({"critic_lr": 1e30}, FAILED)])
-def test_who_reads_what_is_printed_changes_nothing(tmp_path, reference, channel, changes, status):
+def test_who_reads_what_is_printed_changes_nothing(tmp_path, tiny_run, channel, changes, status):
     with channel() as (options, then):
         process = start_process(tiny(output_dir=str(tmp_path), **changes), **options)
         then(process)
@@ -225,7 +216,7 @@ def test_who_reads_what_is_printed_changes_nothing(tmp_path, reference, channel,
     (run_dir,) = run_dirs(tmp_path)
     assert (run_dir / "failure.json").exists() == bool(status)
     if not status:
-        assert crash_test.compare(reference, run_dir) == []
+        assert crash_test.compare(tiny_run, run_dir) == []
         assert [path.name for path in list_checkpoints(run_dir)] == ["000000000160"]
 
 
@@ -337,7 +328,7 @@ def test_devices_of_another_machine_are_refused_in_one_line(tmp_path, platforms)
 
 
 @pytest.mark.parametrize("jump", [-4e7, 4e7])
-def test_a_clock_that_jumps_changes_nothing(monkeypatch, tmp_path, reference, jump):
+def test_a_clock_that_jumps_changes_nothing(monkeypatch, tmp_path, tiny_run, jump):
     """By a year and more, either way, as Python tells the time; then a signal, and the run goes on."""
     config, now, now_ns = tiny(output_dir=str(tmp_path)), time.time, time.time_ns
 
@@ -351,7 +342,7 @@ def test_a_clock_that_jumps_changes_nothing(monkeypatch, tmp_path, reference, ju
         assert training.main(arguments(config)) == training.INTERRUPTED
     assert training.main(arguments(config, "--resume")) == 0
     (run_dir,) = run_dirs(tmp_path)
-    assert crash_test.timeless_rows(run_dir / "metrics.csv") == crash_test.timeless_rows(reference / "metrics.csv")
+    assert crash_test.timeless_rows(run_dir / "metrics.csv") == crash_test.timeless_rows(tiny_run / "metrics.csv")
     seconds = [float(row["training/walltime"]) for row in read_rows(run_dir / "metrics.csv", 10**9)[1:]]
     assert seconds == sorted(seconds) and seconds[0] > 0 and seconds[-1] < 1000
 

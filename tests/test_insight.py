@@ -5,8 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-from conftest import make_probe_program, tiny
-from drawing import DrawnProbe
+from conftest import ProbeEnv, make_probe_program, tiny
 
 from src import insight
 from src.algorithm import policy_of
@@ -27,7 +26,7 @@ ROWS = [
 ]
 
 
-class OneCoordinate(DrawnProbe):
+class OneCoordinate(ProbeEnv):
     """Its goal is x alone."""
 
     goal_indices = (0,)
@@ -36,7 +35,7 @@ class OneCoordinate(DrawnProbe):
         return super().sample_goal(key)[:1]
 
 
-def make(probe=DrawnProbe, **changes):
+def make(probe=ProbeEnv, **changes):
     program = make_probe_program(tiny(**changes), probe)
     agent_state = program.algorithm.init(jax.random.key(1))
     policy = policy_of(program.algorithm, agent_state, deterministic=False)

@@ -3,8 +3,8 @@
 import jax
 import numpy as np
 import pytest
-from conftest import make_probe_program, tiny
-from drawing import DrawnProbe, drawn_run
+from conftest import ProbeEnv, make_probe_program, tiny
+from drawing import drawn_run
 
 from scripts import evaluate
 from src import loop, video
@@ -24,7 +24,7 @@ def with_children(key, count=16):
 
 @pytest.fixture(scope="module")
 def program():
-    return make_probe_program(tiny(seed=SEED), DrawnProbe)
+    return make_probe_program(tiny(seed=SEED), ProbeEnv)
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from conftest import make_probe_program, tiny
-from drawing import DrawnProbe, drawn_run
+from conftest import ProbeEnv, make_probe_program, tiny
 from websockets.sync.client import connect
 
 from scripts import play
@@ -23,7 +22,7 @@ from src.player import Player
 
 @pytest.fixture(scope="module")
 def program_and_state():
-    program = make_probe_program(tiny(deterministic_eval=True), DrawnProbe)
+    program = make_probe_program(tiny(deterministic_eval=True), ProbeEnv)
     return program, program.algorithm.init(jax.random.key(1))
 
 
@@ -157,9 +156,8 @@ def serving(run_dir, home, *options):
 
 
 @pytest.mark.slow
-def test_the_web_viewer_serves_a_page_that_moves(tmp_path):
-    run_dir = drawn_run(tmp_path / "runs")
-    with serving(run_dir, tmp_path) as port:
+def test_the_web_viewer_serves_a_page_that_moves(tiny_run, tmp_path):
+    with serving(tiny_run, tmp_path) as port:
         address = f"127.0.0.1:{port}"
         page = urllib.request.urlopen(f"http://{address}/", timeout=30).read().decode()
         assert "<canvas" in page
@@ -180,10 +178,10 @@ def test_the_web_viewer_serves_a_page_that_moves(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_web_viewer_listens_to_others_only_when_asked(tmp_path):
+def test_the_web_viewer_listens_to_others_only_when_asked(tiny_run, tmp_path):
     others = other_addresses()
     if not others:
         pytest.skip("this machine has one address only")
-    with serving(drawn_run(tmp_path / "runs"), tmp_path, "--host", "0.0.0.0") as port:
+    with serving(tiny_run, tmp_path, "--host", "0.0.0.0") as port:
         for address in ("127.0.0.1", *others):
             socket.create_connection((address, port), 5).close()

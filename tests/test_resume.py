@@ -27,9 +27,9 @@ pytestmark = pytest.mark.usefixtures("probe_registered")
 
 
 @pytest.fixture(scope="module")
-def references(tmp_path_factory):
+def references(tiny_run, tmp_path_factory):
     """Runs that were left alone: references(num_seeds=2) -> their folders; each is trained once."""
-    trained = {}
+    trained = {(): [tiny_run]}
 
     def train(**changes):
         key = tuple(sorted(changes.items()))
@@ -43,10 +43,9 @@ def references(tmp_path_factory):
 
 
 @pytest.fixture
-def finished(references, tmp_path):
+def finished(finished_run):
     """The output folder of a finished run."""
-    shutil.copytree(references()[0].parents[2], tmp_path / "runs")
-    return tmp_path / "runs"
+    return finished_run.parents[2]
 
 
 def interrupt(monkeypatch, config, moment, number=signal.SIGTERM):

@@ -7,7 +7,7 @@ import signal
 import numpy as np
 import pytest
 from conftest import ProbeEnv, flags, make_probe_program, registered, tiny
-from drawing import DrawnProbe, drawn_run, needs_opengl
+from drawing import drawn_run, needs_opengl
 from PIL import Image
 
 import training
@@ -36,18 +36,18 @@ def test_a_run_leaves_pictures_and_videos(tmp_path, capsys):
     assert err == ""
 
 
-def test_without_opengl_a_run_says_so_once_and_is_the_same(tmp_path, capsys, monkeypatch):
+def test_without_opengl_a_run_says_so_once_and_is_the_same(tiny_run, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("mujoco.Renderer", lambda *_: 1 / 0)
+    capsys.readouterr()
     with_pictures = drawn_run(tmp_path / "on", render=True, video_every=1)
     (line,) = capsys.readouterr().err.splitlines()
     assert "video failed, training continues" in line
     assert "install libegl1, or libosmesa6 and set MUJOCO_GL=osmesa" in line
     assert names(with_pictures) == (PICTURES, [])
-    without = drawn_run(tmp_path / "off")
-    assert names(without) == (set(), [])
-    with np.load(with_pictures / "params.npz") as one, np.load(without / "params.npz") as other:
+    assert names(tiny_run) == (set(), [])
+    with np.load(with_pictures / "params.npz") as one, np.load(tiny_run / "params.npz") as other:
         assert all(np.array_equal(one[name], other[name]) for name in other.files)
-    tables = [(each / "metrics.csv").read_text().splitlines() for each in (with_pictures, without)]
+    tables = [(each / "metrics.csv").read_text().splitlines() for each in (with_pictures, tiny_run)]
     distances = [[row["eval/episode_dist"] for row in csv.DictReader(table)] for table in tables]
     assert distances[0] == distances[1]
 
@@ -82,7 +82,7 @@ def test_parameters_are_on_the_disk_before_anything_is_drawn(tmp_path, monkeypat
 def test_each_seed_is_drawn_into_its_own_folder(tmp_path, monkeypatch):
     shown = {}
     monkeypatch.setattr(Showcase, "show", lambda self, run_dir, agent_state, *_: shown.update({run_dir: agent_state}))
-    with registered(probe=DrawnProbe):
+    with registered(probe=ProbeEnv):
         assert training.main(flags(tiny(output_dir=str(tmp_path), render=True, num_seeds=2, seed=3))) == 0
     assert len(shown) == 2
     for run_dir, agent_state in shown.items():
@@ -99,7 +99,7 @@ def test_a_signal_does_not_wait_for_the_seeds_that_are_left_to_draw(tmp_path, mo
 
     monkeypatch.setattr(Showcase, "show", show)
     config = tiny(output_dir=str(tmp_path), render=True, num_seeds=2, video_every=1)
-    with registered(probe=DrawnProbe):
+    with registered(probe=ProbeEnv):
         assert training.main(flags(config)) == training.INTERRUPTED
     assert len(shown) == 1
 

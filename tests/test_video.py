@@ -9,22 +9,22 @@ import imageio_ffmpeg
 import jax
 import numpy as np
 import pytest
-from conftest import make_probe_program, registered, tiny
-from drawing import DrawnProbe, drawn_run, needs_opengl, pixels
+from conftest import ProbeEnv, make_probe_program, registered, tiny
+from drawing import needs_opengl, pixels
 from PIL import Image
 
 from scripts import render
 from src.video import CAPTION, FPS, HEIGHT, WIDTH, choose, film, record, write_film
 
 
-class Brief(DrawnProbe):
+class Brief(ProbeEnv):
     """Every episode ends after four steps."""
 
     def __init__(self, **options):
         super().__init__(lives=(4, 4), **options)
 
 
-def make(probe=DrawnProbe, **changes):
+def make(probe=ProbeEnv, **changes):
     program = make_probe_program(tiny(deterministic_eval=True, **changes), probe)
     return program, program.algorithm.init(jax.random.key(1))
 
@@ -103,41 +103,41 @@ def test_files_play(tmp_path):
 
 
 @needs_opengl
-def test_video_of_a_run_folder(tmp_path, capsys):
-    run_dir = drawn_run(tmp_path / "runs")
-    with registered(probe=DrawnProbe):
-        assert render.main([str(run_dir), "--params", "best", "--show", "best", "--out", str(tmp_path / "imgs/p")]) == 0
+def test_video_of_a_run_folder(finished_run, tmp_path, capsys):
+    with registered(probe=ProbeEnv):
+        assert (
+            render.main([str(finished_run), "--params", "best", "--show", "best", "--out", str(tmp_path / "imgs/p")])
+            == 0
+        )
     assert {path.name for path in (tmp_path / "imgs").iterdir()} == {"p.mp4", "p.gif"}
     assert len(read_mp4(tmp_path / "imgs" / "p.mp4", WIDTH)[1]) == round(0.8 * FPS)
     assert "p.gif" in capsys.readouterr().out
 
 
-def test_requests_that_cannot_be_carried_out(tmp_path, capsys):
-    run_dir = drawn_run(tmp_path / "runs")
+def test_requests_that_cannot_be_carried_out(finished_run, tmp_path, capsys):
     capsys.readouterr()
 
     def refusal(*args):
-        with registered(probe=DrawnProbe, bigger=lambda **options: DrawnProbe(tagged=True, **options)):
+        with registered(probe=ProbeEnv, bigger=lambda **options: ProbeEnv(tagged=True, **options)):
             assert render.main(list(args)) == 2
         (line,) = capsys.readouterr().err.splitlines()
         return line
 
     assert "is not a run folder" in refusal(str(tmp_path))
-    assert "unknown env 'antt'" in refusal(str(run_dir), "--eval_env", "antt")
-    assert "does not fit" in refusal(str(run_dir), "--eval_env", "bigger")
-    assert "out of range" in refusal(str(run_dir), "--seconds", "-1")
-    assert "--parms" in refusal(str(run_dir), "--parms", "best")
-    (run_dir / "best_params.npz").unlink(missing_ok=True)
-    assert "holds no policy 'best': there are last" in refusal(str(run_dir), "--params", "best")
-    (run_dir / "params.npz").unlink()
-    assert "holds no policy 'last': the first evaluation leaves one" in refusal(str(run_dir))
+    assert "unknown env 'antt'" in refusal(str(finished_run), "--eval_env", "antt")
+    assert "does not fit" in refusal(str(finished_run), "--eval_env", "bigger")
+    assert "out of range" in refusal(str(finished_run), "--seconds", "-1")
+    assert "--parms" in refusal(str(finished_run), "--parms", "best")
+    (finished_run / "best_params.npz").unlink(missing_ok=True)
+    assert "holds no policy 'best': there are last" in refusal(str(finished_run), "--params", "best")
+    (finished_run / "params.npz").unlink()
+    assert "holds no policy 'last': the first evaluation leaves one" in refusal(str(finished_run))
 
 
-def test_without_opengl_the_script_says_what_to_install(tmp_path, capsys, monkeypatch):
-    run_dir = drawn_run(tmp_path / "runs")
+def test_without_opengl_the_script_says_what_to_install(finished_run, capsys, monkeypatch):
     monkeypatch.setattr("mujoco.Renderer", lambda *_: 1 / 0)
     capsys.readouterr()
-    with registered(probe=DrawnProbe):
-        assert render.main([str(run_dir)]) == 1
+    with registered(probe=ProbeEnv):
+        assert render.main([str(finished_run)]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert "install libegl1" in line
