@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Shared by the loops over settings (losses.sh, energies.sh, ...), which source it with their group and their arguments.
-#   run EXP_NAME [--flag ...]   trains a run of every seed; one that is finished is skipped, one that was left goes on
+#   run EXP_NAME [--flag ...]   trains a run of every seed; finished runs are skipped, interrupted ones resume
 #   figure                      draws the group's curves, and leaves with 1 if a run went wrong
 # The loop's own arguments go to every run, after its flags, and so override them. Paths are relative to the repository
 # root. SEEDS="1 2 3" chooses the seeds; SEEDS=1 and --num_seeds 5 trains seeds 1 to 5 in one program.

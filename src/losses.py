@@ -237,7 +237,7 @@ CONTRASTIVE_LOSSES: dict[str, Callable[..., jax.Array]] = {
 def logit_metrics(logits: jax.Array) -> dict[str, jax.Array]:
     """What the dashboards show of (B, B) logits: accuracies, means on and off the diagonal, alignment, uniformity.
 
-    Each is (B,), a value a row, whose mean is the metric.
+    Each is (B,), one value per row, whose mean is the metric.
     """
     negative = off_diagonal(logits)
     rows, columns = row_logsumexp(logits), row_logsumexp(logits.T)

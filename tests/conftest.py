@@ -14,6 +14,7 @@ if "PYTEST_XDIST_WORKER" in os.environ and hasattr(os, "sched_setaffinity"):
     os.sched_setaffinity(0, {_cores[int(os.environ["PYTEST_XDIST_WORKER"].removeprefix("gw")) % len(_cores)]})
 
 import durability
+import hypothesis
 import jax
 import jax.numpy as jnp
 import pytest
@@ -41,9 +42,14 @@ def _use_devices() -> None:
     jax.devices()
 
 
-def pytest_configure() -> None:
-    """Where the tests themselves run under nohup, the processes that they start would ignore a hangup as well."""
+def pytest_configure(config: pytest.Config) -> None:
+    # Where the tests themselves run under nohup, the processes that they start would ignore a hangup as well.
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    # Random inputs: five times as many where the slow tests run too.
+    checks = list(hypothesis.HealthCheck)
+    for name, count in (("default", 200), ("slow", 1000)):
+        hypothesis.settings.register_profile(name, max_examples=count, deadline=None, suppress_health_check=checks)
+    hypothesis.settings.load_profile("default" if "not slow" in config.option.markexpr else "slow")
 
 
 class ProbeEnv(Point):

@@ -220,7 +220,7 @@ with registered(probe=ProbeEnv):
 
 @pytest.mark.slow
 def test_a_signal_to_one_of_two_processes_saves_and_ends_both(monkeypatch, tmp_path, address, one_device):
-    """And both go on from there to the numbers of one device."""
+    """And both resume from there to the numbers of one device."""
     program = tmp_path / "program.py"
     program.write_text(SIGNAL_TO_THE_SECOND)
     config = dataclasses.replace(DIVISIBLE, output_dir=str(tmp_path / "runs"))

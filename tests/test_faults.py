@@ -27,7 +27,7 @@ import numpy as np
 import pytest
 from conftest import ProbeEnv, make_probe_program, registered, tiny
 from durability import arguments, at_moment, read_until, run_dirs, start_process
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import training
@@ -237,7 +237,7 @@ def test_letters_that_a_terminal_lacks_are_written_otherwise():
     assert written.getvalue() == b"run folder  \\xdcbung\n"
 
 
-def test_a_checkpoint_is_begun_before_an_evaluation_is_printed(monkeypatch, tmp_path):
+def test_a_checkpoint_starts_before_an_evaluation_is_printed(monkeypatch, tmp_path):
     order = []
 
     def note(owner, name):
@@ -329,7 +329,7 @@ def test_devices_of_another_machine_are_refused_in_one_line(tmp_path, platforms)
 
 @pytest.mark.parametrize("jump", [-4e7, 4e7])
 def test_a_clock_that_jumps_changes_nothing(monkeypatch, tmp_path, tiny_run, jump):
-    """By a year and more, either way, as Python tells the time; then a signal, and the run goes on."""
+    """By a year and more, either way, as Python tells the time; then a signal, and the run resumes."""
     config, now, now_ns = tiny(output_dir=str(tmp_path)), time.time, time.time_ns
 
     def jump_and_leave(recorder):
@@ -544,7 +544,6 @@ _FIELDS = {field.name: field for field in dataclasses.fields(CRLConfig)}
 _CHANGES = st.fixed_dictionaries({}, optional={name: _values(field) for name, field in _FIELDS.items()})
 
 
-@settings(max_examples=1000, deadline=None, suppress_health_check=list(HealthCheck))
 @given(changes=_CHANGES, base=st.sampled_from([CRLConfig(), tiny()]))
 def test_random_flags_are_legal_or_refused_in_one_line(changes, base):
     with registered(probe=ProbeEnv):
@@ -595,7 +594,7 @@ _SMALL = {
 
 
 @pytest.mark.slow
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40)
 @given(changes=st.fixed_dictionaries({}, optional=_SMALL))
 def test_legal_flags_train(changes, tmp_path_factory):
     config = tiny(**changes, output_dir=str(tmp_path_factory.mktemp("runs")))

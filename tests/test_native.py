@@ -240,7 +240,7 @@ def test_it_is_chosen_on_a_cpu_in_place_of_mjx_alone():
     assert with_backend(tiny(env_name="cheetah")).backend == "mujoco"
     assert with_backend(tiny(env_name="cheetah", backend="mjx")).backend == "mjx"
     assert with_backend(tiny(env_name="reacher")).backend is None
-    assert make_env("cheetah").backend == "mjx"  # which a record of before means
+    assert make_env("cheetah").backend == "mjx"  # which an older record means
 
 
 def test_an_environment_has_it_if_it_has_mjx():
@@ -276,7 +276,7 @@ def test_the_engine_is_recorded_and_used_again(run_of_cheetah, capsys):
     assert with_backend(dataclasses.replace(longer, resume=str(run_dir))).backend == "mujoco"
     record = json.loads((run_dir / "config.json").read_text())
     (run_dir / "config.json").write_text(json.dumps(record | {"flags": record["flags"] | {"backend": None}}))
-    assert with_backend(longer).backend is None  # a run of before it was recorded: mjx, everywhere
+    assert with_backend(longer).backend is None  # a run from before it was recorded: mjx, everywhere
     (run_dir / "config.json").write_text(json.dumps(record))
 
 

@@ -77,7 +77,7 @@ def test_rows_of_other_shapes_are_refused(field, shape):
 @pytest.mark.parametrize("mean_length", [1.5, 4, 30])
 @pytest.mark.parametrize("seed", range(3))
 def test_futures_are_counted_to_the_end_of_the_stored_trajectory(mean_length, seed):
-    """Empty, half full, just full, wrapped: episodes that ended, that go on, and whose beginning is overwritten."""
+    """Empty, half full, just full, wrapped: episodes that ended, that continue, and whose start is overwritten."""
     recorder = Recorder(mean_length, seed=seed)
     for _ in range(8):
         recorder.add()

@@ -220,6 +220,6 @@ def test_a_run_resumes_with_what_its_policies_remembered(seeds):
 
 
 def test_a_policy_without_memory_adds_nothing_to_a_checkpoint():
-    """So that checkpoints of before there was any can still be resumed."""
+    """So that checkpoints from before there was any can still be resumed."""
     state = jax.eval_shape(functools.partial(train.init, make_probe_program(tiny())), jax.random.key(0))
     assert not jax.tree.leaves(state.memory)

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import ProbeEnv, flags, make_probe_program, registered, tiny
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import training
@@ -834,7 +834,6 @@ def legal_configs(draw):
 
 
 @given(legal_configs())
-@settings(max_examples=200, deadline=None)
 def test_any_legal_schedule_reaches_its_number_of_env_steps(config):
     derived = derive_schedule(config)
     per_step = derived.env_steps_per_training_step
@@ -848,7 +847,6 @@ def test_any_legal_schedule_reaches_its_number_of_env_steps(config):
 
 
 @given(legal_configs())
-@settings(max_examples=200, deadline=None)
 def test_any_legal_schedule_spreads_its_evaluations_evenly(config):
     derived = derive_schedule(config)
     lengths = derived.epoch_lengths
@@ -861,7 +859,6 @@ def test_any_legal_schedule_spreads_its_evaluations_evenly(config):
 
 
 @given(legal_configs())
-@settings(max_examples=200, deadline=None)
 def test_any_legal_replay_takes_whole_unrolls(config):
     """And holds what was asked for, with a row that has a future in every env once learning starts."""
     derived = derive_schedule(config)

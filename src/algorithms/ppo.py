@@ -110,7 +110,7 @@ def init(config: PPOConfig, networks: Networks, key: jax.Array) -> AgentState:
 
 @struct.dataclass
 class Picks:
-    """Flat numbers of rows, and what the parameters of before the updates say of them: the advantage, what the value
+    """Flat numbers of rows, and what the parameters before the updates say of them: the advantage, what the value
     should be, and the log density of the action."""
 
     row: jax.Array
