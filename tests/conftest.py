@@ -2,10 +2,11 @@
 
 import contextlib
 import dataclasses
+import functools
 import os
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 # Tests that run side by side get a core each, before JAX starts its threads: they would wait for each other's.
@@ -23,6 +24,7 @@ import training
 from envs import ENVS
 from envs.base import EnvState
 from envs.point import Point
+from src import loop
 from src.algorithms.crl import CRLConfig
 from src.process import enable_compilation_cache
 from src.program import Program, make_program
@@ -181,6 +183,29 @@ def _no_process_outlives_its_test() -> Iterator[None]:
 def probe_registered() -> Iterator[None]:
     """`--env_name probe` works."""
     with registered(probe=ProbeEnv):
+        yield
+
+
+# Flags that say where files go, and leave the program as it is.
+FILES = ("output_dir", "resume", "run_dir_file", "keep_policies", "checkpoint_replay")
+
+
+def _once(function: Callable, program: Program, of: object, *more: object, results: dict) -> object:
+    """`function(program, of, *more)`, called once for all programs that are alike."""
+    config = dataclasses.replace(program.config, **dict.fromkeys(FILES, ""))
+    key = function, config, ENVS[config.env_name], program.mesh, str(of)
+    if key not in results:
+        results[key] = function(program, of, *more)
+    return results[key]
+
+
+@pytest.fixture(scope="module")
+def compiled_once() -> Iterator[None]:
+    """Trainings in this process whose flags differ in files alone share what is traced and compiled."""
+    with pytest.MonkeyPatch.context() as patch:
+        results: dict = {}
+        for name in ("make_init", "compile_program"):
+            patch.setattr(loop, name, functools.partial(_once, getattr(loop, name), results=results))
         yield
 
 

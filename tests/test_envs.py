@@ -265,8 +265,7 @@ def brax_twin(name: str, tmp_path, monkeypatch):
     return brax.envs.get_environment(BRAX[name][0], backend=built(name).backend)
 
 
-# Where the model is brax's own, test_model_is_the_one_of_brax says as much, and compiles nothing; the pusher's engine is
-# the reacher's.
+# Where the model is brax's own, test_model_is_the_one_of_brax says as much, and compiles nothing.
 COMPARED = [name if name in ("reacher", "ant") else pytest.param(name, marks=SLOW) for name in PLAIN]
 
 

@@ -46,7 +46,7 @@ from src.plan import describe_plan, measure, planned_bytes
 from src.registries import REGISTRIES
 from utils import FAILED, IN_USE, REFUSED, Choice, derive_schedule, fact, plain_type
 
-pytestmark = pytest.mark.usefixtures("probe_registered")
+pytestmark = pytest.mark.usefixtures("probe_registered", "compiled_once")
 
 
 # The disk.

@@ -22,7 +22,7 @@ from src.checkpoint import device_tree, host_arrays, list_checkpoints
 from src.output import read_rows
 from src.process import Interruption
 
-pytestmark = pytest.mark.usefixtures("probe_registered")
+pytestmark = pytest.mark.usefixtures("probe_registered", "compiled_once")
 # Moments of the tiny run: 0 evaluation, 1 and 2 prefill, 3 to 5 or fewer training, then an evaluation, and so on.
 
 
