@@ -186,13 +186,13 @@ def probe_registered() -> Iterator[None]:
         yield
 
 
-# Flags that say where files go, and leave the program as it is.
-FILES = ("output_dir", "resume", "run_dir_file", "keep_policies", "checkpoint_replay")
+# Flags of files and videos, which leave the compiled program as it is.
+FILE_FLAGS = "output_dir resume run_dir_file keep_policies checkpoint_replay render video_every".split()
 
 
 def _once(function: Callable, program: Program, of: object, *more: object, results: dict) -> object:
     """`function(program, of, *more)`, called once for all programs that are alike."""
-    config = dataclasses.replace(program.config, **dict.fromkeys(FILES, ""))
+    config = dataclasses.replace(program.config, **dict.fromkeys(FILE_FLAGS, ""))
     key = function, config, ENVS[config.env_name], program.mesh, str(of)
     if key not in results:
         results[key] = function(program, of, *more)
@@ -201,7 +201,7 @@ def _once(function: Callable, program: Program, of: object, *more: object, resul
 
 @pytest.fixture(scope="module")
 def compiled_once() -> Iterator[None]:
-    """Trainings in this process whose flags differ in files alone share what is traced and compiled."""
+    """Trainings in this process whose flags differ in files and videos alone share what is traced and compiled."""
     with pytest.MonkeyPatch.context() as patch:
         results: dict = {}
         for name in ("make_init", "compile_program"):

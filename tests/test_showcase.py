@@ -15,6 +15,7 @@ from envs.base import GoalEnv
 from src.loop import Position
 from src.showcase import Showcase
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
 PICTURES = {"energy.png", "reached_goals.png", "critic.png"}
 
 
