@@ -187,7 +187,7 @@ def probe_registered() -> Iterator[None]:
 
 
 # Flags of files and videos, which leave the compiled program as it is.
-FILE_FLAGS = "output_dir resume run_dir_file keep_policies checkpoint_replay render video_every".split()
+FILE_FLAGS = ["output_dir", "resume", "run_dir_file", "keep_policies", "checkpoint_replay", "render", "video_every"]
 
 
 def _once(function: Callable, program: Program, of: object, *more: object, results: dict) -> object:
