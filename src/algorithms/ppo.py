@@ -22,7 +22,6 @@ from src.densities import action_log_prob, tanh_gaussian_log_prob
 from src.networks import Actor, Encoder, make_trunk
 from utils import RATE, Choice, Config, ConfigError, Range
 
-
 # Beyond it an action's ratio teaches no more: that of one bad action grows without limit as the policy narrows, up to a
 # gradient that is no number. As https://arxiv.org/abs/1912.09729, whose limit is 3.
 _LARGEST_LOG_RATIO = 3.0
