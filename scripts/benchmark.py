@@ -1,10 +1,11 @@
-"""Measures this machine: the parts of training, what a checkpoint adds, the mazes; and plans for many devices.
+"""Measures this machine: training, checkpoints, mazes, physics engines; and plans for many devices.
 
     python scripts/benchmark.py --env_name ant --num_envs 256
     python scripts/benchmark.py --env_name ant --repeats 11 --out results/benchmark/ant_cpu.json
     python scripts/benchmark.py --env_name ant --num_envs 256 --sweep --out results/benchmark/sweep_ant_cpu.json
     python scripts/benchmark.py checkpoint --env_name ant --pairs 5
     python scripts/benchmark.py mazes --layouts u_maze hardest_maze --num_envs 256
+    python scripts/benchmark.py engines --envs cheetah ant_push
     python scripts/benchmark.py scale results/benchmark/ant_cpu.json --envs 1024 65536 --devices 1 8
 
 The first word names the part, `training` if there is none; `benchmark.py PART --help` shows its flags. Figures are
@@ -31,7 +32,7 @@ import tyro
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any directory
 
-from envs import make_env
+from envs import ENVS, make_env
 from envs.ant import Ant
 from envs.ant_maze import AntMaze
 from envs.base import GoalEnv
@@ -103,7 +104,7 @@ LAYER_PRODUCTS = 100
 @dataclasses.dataclass(frozen=True)
 class BenchmarkFlags:
     """Times the parts of one training configuration: environment, sampler, update, training step, compilation, memory.
-    Besides, `benchmark.py checkpoint`, `mazes` and `scale` have flags of their own."""
+    Besides, `benchmark.py checkpoint`, `mazes`, `engines` and `scale` have flags of their own."""
 
     repeats: int = 5
     """Rounds that count."""
@@ -443,19 +444,13 @@ def checkpoint_cost(program: Program, pairs: int) -> dict[str, float]:
     }
 
 
-# The mazes: three moving walls against a box on every wall cell.
+# Environments alone: engines side by side, and three moving walls against a box on every wall cell.
 
 
 @dataclasses.dataclass(frozen=True)
-class MazeFlags:
-    """Times random actions of the ant in mazes: three moving walls against a box on every wall cell.
+class WalkFlags:
+    """How random actions are timed."""
 
-    Env steps per second over all envs. The plain ant, which meets no walls, is there to compare."""
-
-    layouts: tuple[Literal[*LAYOUTS], ...] = ("u_maze", "big_maze", "hardest_maze")
-    """Mazes."""
-    backend: Literal[*AntMaze.physics] = AntMaze.default_backend
-    """Physics engine."""
     num_envs: int = 256
     """Envs that step side by side."""
     steps: int = 4
@@ -464,9 +459,9 @@ class MazeFlags:
     """Rounds that count."""
 
 
-def read_mazes(args: list[str]) -> MazeFlags:
+def read_walks(flags: type[WalkFlags], prog: str, args: list[str]) -> Any:
     """The flags, checked."""
-    options = parse(MazeFlags, args, "benchmark.py mazes")
+    options = parse(flags, args, prog)
     if min(options.num_envs, options.steps, options.repeats) < 1:
         raise ConfigError(
             f"--num_envs {options.num_envs}, --steps {options.steps} and --repeats {options.repeats} are at least 1"
@@ -474,27 +469,18 @@ def read_mazes(args: list[str]) -> MazeFlags:
     return options
 
 
-def run_mazes(options: MazeFlags) -> None:
-    """A Markdown table of speeds; ratios are medians over the rounds."""
+def time_walks(envs: dict[Any, Callable[[], GoalEnv]], options: WalkFlags) -> dict[Any, list[float]]:
+    """Env steps per second of each env, one figure per round."""
     enable_compilation_cache()
-    walks = {"ant": random_walk(Ant(backend=options.backend), options)}
-    for layout in options.layouts:
-        for full in (False, True):
-            print(f"compiling {layout}, {'full' if full else 'moving'} walls ...", file=sys.stderr)
-            env = AntMaze(layout=layout, full_walls=full, backend=options.backend)
-            walks[layout, full] = random_walk(env, options)
+    walks = {}
+    for name, make in envs.items():
+        print(f"compiling {name} ...", file=sys.stderr)
+        walks[name] = random_walk(make(), options)
     seconds = take_turns(walks, options.repeats, float("inf"))
-    speed = {name: options.num_envs * options.steps / statistics.median(each) for name, each in seconds.items()}
-    print(f"\n{jax.devices()[0].device_kind}, {options.backend}, {options.num_envs} envs, env steps per second\n")
-    print("| maze | three moving walls | a box on every wall cell | ratio |\n|---|---:|---:|---:|")
-    for layout in options.layouts:
-        moving, full = seconds[layout, False], seconds[layout, True]
-        ratio = statistics.median(slow / fast for slow, fast in zip(full, moving, strict=True))
-        print(f"| {layout} | {speed[layout, False]:.0f} | {speed[layout, True]:.0f} | {ratio:.1f} |")
-    print(f"| none (ant) | {speed['ant']:.0f} | | |")
+    return {name: [options.num_envs * options.steps / each for each in rounds] for name, rounds in seconds.items()}
 
 
-def random_walk(env: GoalEnv, options: MazeFlags) -> Callable[[], Any]:
+def random_walk(env: GoalEnv, options: WalkFlags) -> Callable[[], Any]:
     """A compiled call that takes random steps and waits for the last."""
     vector = VectorEnv(env, episode_length=1000)
 
@@ -508,6 +494,78 @@ def random_walk(env: GoalEnv, options: MazeFlags) -> Callable[[], Any]:
     env_state = jax.jit(vector.reset, static_argnums=1)(jax.random.key(0), options.num_envs)
     compiled = jax.jit(walk).lower(env_state, jax.random.key(1)).compile()
     return lambda: jax.block_until_ready(compiled(env_state, jax.random.key(1)))
+
+
+def median_ratio(speeds: list[float], others: list[float]) -> float:
+    """The median over rounds of how many times as fast the first is."""
+    return statistics.median(one / other for one, other in zip(speeds, others, strict=True))
+
+
+@dataclasses.dataclass(frozen=True)
+class MazeFlags(WalkFlags):
+    """Times random actions of the ant in mazes: three moving walls against a box on every wall cell.
+
+    Env steps per second over all envs. The plain ant, which meets no walls, is there to compare."""
+
+    layouts: tuple[Literal[*LAYOUTS], ...] = ("u_maze", "big_maze", "hardest_maze")
+    """Mazes."""
+    backend: Literal[*AntMaze.physics] = AntMaze.default_backend
+    """Physics engine."""
+
+
+def run_mazes(options: MazeFlags) -> None:
+    """A Markdown table of speeds; ratios are medians over the rounds."""
+    mazes = {
+        (layout, walls): functools.partial(AntMaze, layout=layout, full_walls=walls == "full", backend=options.backend)
+        for layout in options.layouts
+        for walls in ("moving", "full")
+    }
+    speeds = time_walks({"ant": functools.partial(Ant, backend=options.backend), **mazes}, options)
+    median = {name: statistics.median(rounds) for name, rounds in speeds.items()}
+    print(f"\n{jax.devices()[0].device_kind}, {options.backend}, {options.num_envs} envs, env steps per second\n")
+    print("| maze | three moving walls | a box on every wall cell | ratio |\n|---|---:|---:|---:|")
+    for layout in options.layouts:
+        moving, full = (layout, "moving"), (layout, "full")
+        ratio = median_ratio(speeds[moving], speeds[full])
+        print(f"| {layout} | {median[moving]:.0f} | {median[full]:.0f} | {ratio:.1f} |")
+    print(f"| none (ant) | {median['ant']:.0f} | | |")
+
+
+@dataclasses.dataclass(frozen=True)
+class EngineFlags(WalkFlags):
+    """Times random actions of environments on their own engine and on MuJoCo's, observation and reward included.
+
+    Env steps per second over all envs, in turns."""
+
+    envs: tuple[Literal[*ENVS], ...] = ("reacher", "cheetah", "pusher_easy", "ant", "ant_push", "humanoid")
+    """Environments."""
+
+
+def read_engines(args: list[str]) -> EngineFlags:
+    """The flags, checked."""
+    options = read_walks(EngineFlags, "benchmark.py engines", args)
+    for name in options.envs:
+        if make_env(name).backend is None:
+            raise ConfigError(f"--envs: no engine steps {name}")
+    return options
+
+
+def run_engines(options: EngineFlags) -> None:
+    """A Markdown table of speeds; ratios are medians over the rounds."""
+    pairs = {name: (make_env(name).backend, "mujoco") for name in options.envs}
+    envs = {
+        (name, backend): functools.partial(make_env, name, backend)
+        for name, backends in pairs.items()
+        for backend in backends
+    }
+    speeds = time_walks(envs, options)
+    cores = devices.num_cores()
+    print(f"\n{jax.devices()[0].device_kind}, {cores} cores, {options.num_envs} envs, env steps per second\n")
+    print("| environment | own engine | | mujoco | ratio |\n|---|---|---:|---:|---:|")
+    for name, (own, other) in pairs.items():
+        medians = [statistics.median(speeds[name, backend]) for backend in (own, other)]
+        ratio = median_ratio(speeds[name, other], speeds[name, own])
+        print(f"| {name} | {own} | {medians[0]:,.0f} | {medians[1]:,.0f} | {ratio:.1f} |")
 
 
 # A plan on paper: memory and time of one seed on many devices.
@@ -591,7 +649,8 @@ def scale_table(measured: dict, envs: tuple[int, ...], counts: tuple[int, ...], 
 PARTS = {
     "training": Part(read_training, run_training),
     "checkpoint": Part(read_checkpoint, run_checkpoint),
-    "mazes": Part(read_mazes, run_mazes),
+    "mazes": Part(functools.partial(read_walks, MazeFlags, "benchmark.py mazes"), run_mazes),
+    "engines": Part(read_engines, run_engines),
     "scale": Part(read_scale, run_scale),
 }
 

@@ -102,6 +102,34 @@ def test_mazes_that_cannot_be_measured_are_refused(words, said, capsys):
     assert said in capsys.readouterr().err
 
 
+@pytest.mark.slow
+def test_engines_take_turns(capsys):
+    words = ["--envs", "reacher", "simple_u_maze", "--num_envs", "2", "--steps", "1", "--repeats", "1"]
+    assert benchmark.main(["engines", *words]) == 0
+    rows = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines() if line.startswith("|")][2:]
+    assert [[cell.strip() for cell in row[:2]] for row in rows] == [
+        ["reacher", "generalized"],
+        ["simple_u_maze", "spring"],
+    ]
+    for *_, own, other, ratio in rows:
+        own, other = (float(cell.replace(",", "")) for cell in (own, other))
+        assert min(own, other) > 0
+        assert float(ratio) == pytest.approx(other / own, rel=0.1, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--envs", "point"], "no engine steps point"),
+        (["--envs", "nowhere"], "nowhere"),
+        (["--steps", "0"], "at least 1"),
+    ],
+)
+def test_engines_that_cannot_be_measured_are_refused(words, said, capsys):
+    assert benchmark.main(["engines", *words]) == 2
+    assert said in capsys.readouterr().err
+
+
 # The plan on paper.
 
 MEASURED = {"flags": dataclasses.asdict(CRLConfig(num_envs=256)), "env steps/s, env alone": 1e5, "update ms": 2.0}
