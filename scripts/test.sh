@@ -9,7 +9,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 # What compiles little and starts few processes: flags, losses, networks, replay, goals, one training step, files.
 fast=(
-    algorithms check checkpoint chunks crl critics evaluator goals gen_distances hindsight imports insight losses
+    algorithms check checkpoint chunks crl critics densities evaluator goals gen_distances hindsight imports insight losses
     networks plan policy replay_buffer seams statistics steps train utils wrappers
 )
 

@@ -142,6 +142,11 @@ def tiny_of(config_class: type[Config], like: Config = TINY, **changes) -> Confi
     return config_class(**{name: value for name, value in shared.items() if name in names} | changes)
 
 
+def slow(*values) -> object:
+    """A case of a parametrised test that is left out by default."""
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 def flags(config: Config) -> list[str]:
     """The command line of a config, switches as sweep agents write them."""
     return [

@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import ProbeEnv, make_probe_program, registered, tiny
+from conftest import ProbeEnv, make_probe_program, registered, slow, tiny
 from durability import arguments, at_moment, read_until, run_dirs, start_process
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -207,7 +207,7 @@ def closed_from_the_start():
 
 
 @pytest.mark.parametrize("channel", [full_disk, closed_pipe, lost_terminal, closed_from_the_start])
-@pytest.mark.parametrize(("changes", "status"), [({}, 0), ({"critic_lr": 1e30}, FAILED)])
+@pytest.mark.parametrize(("changes", "status"), [({}, 0), slow({"critic_lr": 1e30}, FAILED)])
 def test_who_reads_what_is_printed_changes_nothing(tmp_path, tiny_run, channel, changes, status):
     with channel() as (options, then):
         process = start_process(tiny(output_dir=str(tmp_path), **changes), **options)
@@ -220,7 +220,7 @@ def test_who_reads_what_is_printed_changes_nothing(tmp_path, tiny_run, channel, 
         assert [path.name for path in list_checkpoints(run_dir)] == ["000000000160"]
 
 
-@pytest.mark.parametrize("program", ["training.py", *(f"scripts/{name}.py" for name in ("evaluate", "benchmark"))])
+@pytest.mark.parametrize("program", ["training.py", slow("scripts/evaluate.py"), slow("scripts/benchmark.py")])
 def test_help_for_a_reader_that_leaves(program):
     words = [sys.executable, str(Path(__file__).parents[1] / program), "--help"]
     for target in ("head -1", "cat > /dev/full"):
@@ -296,6 +296,7 @@ def test_without_a_home_there_is_no_cache_and_one_line(monkeypatch, cache_settin
     assert error.startswith("warning: no compilation cache: ") and error.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_user_without_a_home_trains(tmp_path):
     """In a container: a number that no name stands for, and no HOME."""
     user = ["unshare", "-U", "--map-user=12345", "env", "-u", "HOME"]
@@ -361,6 +362,7 @@ def dropping_server():
         thread.join()
 
 
+@pytest.mark.slow
 def test_wandb_out_of_reach_is_survived_offline(tmp_path, dropping_server):
     environment = os.environ | {"WANDB_BASE_URL": dropping_server, "WANDB_API_KEY": "0" * 40, "WANDB_INIT_TIMEOUT": "5"}
     environment.pop("WANDB_MODE", None)

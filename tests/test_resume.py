@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import tiny
+from conftest import slow, tiny
 from durability import arguments, at_moment, read_until, run_dirs, start_process
 
 import training
@@ -393,7 +393,7 @@ def test_nothing_is_unpickled(finished, monkeypatch):
 # Signals, sent to a process of its own.
 
 
-LEAVING = [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP]
+LEAVING = [signal.SIGTERM, signal.SIGHUP, *map(slow, (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2))]
 
 
 @pytest.mark.parametrize("number", LEAVING)
