@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import ProbeEnv, make_probe_program, tiny_of
+from conftest import ProbeEnv, make_probe_program, slow, tiny_of
 from runs import BOOTSTRAPPING, learner_of, success_rates
 
 from src import train
@@ -216,7 +216,7 @@ def test_a_delay_beyond_the_updates_of_a_training_step_is_refused():
 # Learning.
 
 
-@pytest.mark.parametrize("her_ratio", [0.0, 0.8])
+@pytest.mark.parametrize("her_ratio", [slow(0.0), 0.8])
 def test_td3_learns_to_reach_goals(her_ratio):
     untrained, trained = success_rates(learner_of(td3.TD3Config, her_ratio=her_ratio, **BOOTSTRAPPING))
     assert untrained < 0.25
