@@ -82,6 +82,7 @@ def assert_close(found, expected):
 # Several devices.
 
 
+@pytest.mark.slow
 def test_seeds_on_a_device_each_are_the_seeds_of_one_device(tmp_path, one_device):
     config = dataclasses.replace(DIVISIBLE, num_seeds=4, output_dir=str(tmp_path))
     output = finish(on_devices(config, 4))
@@ -185,7 +186,8 @@ def start_two(config, address, *more):
     return [on_devices(config, 1, *together, "--process_id", str(number)) for number in range(2)]
 
 
-@pytest.mark.parametrize("num_seeds", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("num_seeds", [1, 2])
 def test_two_processes_give_the_numbers_of_one(tmp_path, address, one_device, num_seeds):
     """One seed split over both, or a seed in each, drawn too. The first process alone leaves anything."""
     several = num_seeds > 1

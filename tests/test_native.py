@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import mujoco
 import numpy as np
 import pytest
-from conftest import tiny
+from conftest import slow, tiny
 from durability import arguments, run_dirs, start_process
-from rollouts import FAMILIES, random_ants, roll
+from rollouts import FAMILIES, FIRST_OF_FILE, random_ants, roll
 
 import training
 from envs import ENVS, make_env, native, physics, quicker_backend
@@ -25,7 +25,11 @@ from src.output import read_rows
 from src.policy import load_policy
 from src.resume import with_backend
 
-STEPPED = [name for family, name in FAMILIES.items() if issubclass(family, PhysicsEnv)]
+STEPPED = [
+    name if name in FIRST_OF_FILE.values() else slow(name)
+    for family, name in FAMILIES.items()
+    if issubclass(family, PhysicsEnv)
+]
 
 
 @functools.cache
@@ -210,6 +214,7 @@ def test_a_warning_inside_of_a_control_step_shows():
     assert np.isfinite(found[0][0]).all() and np.isnan(found[0][1]).all() and np.isnan(found[1][1]).all()
 
 
+@pytest.mark.slow
 def test_an_error_inside_of_it_ends_the_training_with_a_line(tmp_path, capfd, monkeypatch):
     """Not with a hang, nor with a traceback."""
     run, calls = native.Worker.run, []
@@ -312,7 +317,7 @@ def on_one_device(tmp_path_factory):
     return trained_on(1, dataclasses.replace(SEEDS, output_dir=str(tmp_path_factory.mktemp("one"))))
 
 
-@pytest.mark.parametrize("count", [2, 4])
+@pytest.mark.parametrize("count", [2, slow(4)])
 def test_seeds_and_envs_on_several_devices_are_those_of_one(count, on_one_device, tmp_path):
     """Two devices have a seed each; of four, each seed has two, which share its envs."""
     others = trained_on(count, dataclasses.replace(SEEDS, output_dir=str(tmp_path)))
