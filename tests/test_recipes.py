@@ -19,9 +19,9 @@ from scripts import plot
 ROOT = Path(__file__).resolve().parents[1]
 
 PIECES = {
-    "linf": """
-def linf(x, y):
-    return -jnp.max(jnp.abs(x - y), axis=-1)
+    "soft_l1": """
+def soft_l1(x, y):
+    return -jnp.sum(jnp.sqrt(1 + jnp.square(x - y)) - 1, axis=-1)
 """,
     "hinge": """
 def hinge(logits, no_resubs=False):
@@ -52,8 +52,8 @@ class TanhMLP(nn.Module):
 # File -> (code that stands in it once, what is put before it): the piece, and the line that names it.
 RECIPES = {
     "src/losses.py": [
-        ("ENERGY_FNS: dict", PIECES["linf"]),
-        ('    "l2": l2,', '    "linf": linf,\n'),
+        ("ENERGY_FNS: dict", PIECES["soft_l1"]),
+        ('    "l2": l2,', '    "soft_l1": soft_l1,\n'),
         ("CONTRASTIVE_LOSSES: dict", PIECES["hinge"]),
         ('    "infonce": infonce,', '    "hinge": hinge,\n'),
     ],
@@ -85,7 +85,7 @@ import sys, training
 from envs import make_env
 assert make_env("ant_ring").walls.shape == (3, 4)
 flags = sys.argv[1:]
-crl = ["--env_name", "simple_ring", "--energy_fn", "linf", "--contrastive_loss_fn", "hinge", "--network", "tanh"]
+crl = ["--env_name", "simple_ring", "--energy_fn", "soft_l1", "--contrastive_loss_fn", "hinge", "--network", "tanh"]
 crl += ["--critic", "bounded", "--goal_rule", "next", "--actor_weight", "0.5", "--run_dir_file", "crl.txt"]
 linear = ["--env_name", "point", "--algorithm", "linear", "--run_dir_file", "linear.txt"]
 sys.exit(training.main([*flags, *crl]) or training.main([*flags, *linear]))
@@ -122,7 +122,7 @@ def test_the_recipes_are_one_piece_and_one_line_each(tmp_path):
     assert process.returncode == 0, process.stderr
     run_dir, linear = (tmp_path / (tmp_path / f"{name}.txt").read_text().strip() for name in ("crl", "linear"))
     chosen = json.loads((run_dir / "config.json").read_text())["flags"]
-    assert {"linf", "hinge", "tanh", "bounded", "next", 0.5} <= {value for value in chosen.values()}
+    assert {"soft_l1", "hinge", "tanh", "bounded", "next", 0.5} <= {value for value in chosen.values()}
     with (run_dir / "metrics.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     for metric in ("eval/episode_speed", "training/actor_loss"):  # the environment's metric is summed and logged ...
