@@ -11,7 +11,7 @@ from conftest import ProbeEnv, make_probe_program, tiny
 from ring import CAPACITY, NUM_ENVS, Recorder
 from runs import LEARNER, success_rates
 
-from src import agent, train
+from src import agent, planning, train
 from src.algorithms import crl
 
 # What is trained on.
@@ -76,13 +76,13 @@ def test_the_entropy_that_is_asked_for_grows_with_the_plan(length):
 
 def test_a_plan_is_followed_to_its_end():
     """Each env of several on its own, each from another place in its plan."""
-    memory = agent.init_plan((4,), 3, 2)
+    memory = planning.init_plan((4,), 3, 2)
     memory = memory.replace(taken=jnp.array([0, 1, 2, 0]))
     proposals = np.arange(7 * 4 * 6, dtype=np.float32).reshape(7, 4, 6)
     plans = np.zeros((4, 3, 2))
     taken = [0, 1, 2, 0]
     for proposal in proposals:
-        action, memory = agent.follow_plan(memory, jnp.asarray(proposal), 3)
+        action, memory = planning.follow_plan(memory, jnp.asarray(proposal), 3)
         for env in range(4):
             if taken[env] == 0:
                 plans[env] = proposal[env].reshape(3, 2)
@@ -115,7 +115,7 @@ def test_plans_are_carried_out_without_looking_until_they_or_the_episode_end(act
         state = collect(state)
     rows = jax.device_get(state.buffer_state.rows)
     networks = crl.make_networks(config, ProbeEnv())
-    proposals = np.asarray(crl.propose(networks, state.agent_state, rows.state, rows.goal)).reshape(40, 8, 3, 2)
+    proposals = np.asarray(agent.propose(networks, state.agent_state, rows.state, rows.goal)).reshape(40, 8, 3, 2)
     taken, first = np.zeros(8, int), np.zeros(8, int)
     replanned = []
     for t in range(40):

@@ -326,6 +326,9 @@ EFFECTS = {
     "critic_n_hidden": (3, one_update),
     "num_critics": (2, one_update),
     "goal_rule": ("uniform", one_sampling),
+    "own_goals": (0.5, one_sampling),
+    "other_goals": (0.5, one_sampling),
+    "crosse": (0.5, one_sampling),
     "critic": ("other", other_critic),
     "action_chunk": (2, one_update),
     "repr_dim": (6, one_update),
@@ -726,6 +729,10 @@ def test_values_at_the_border_are_accepted(flag, value):
             ["--batch_size 2", "multiplier_num_sgd_steps", "= 0 to draw", "raise --num_envs to 3"],
         ),
         ({"goal_proposal": "achieved", "fresh_goals": False}, ["--goal_proposal achieved", "--no_fresh_goals"]),
+        (
+            {"own_goals": 0.4, "other_goals": 0.7},
+            ["--own_goals 0.4", "--other_goals 0.7", "at most 1, e.g. --other_goals 0.6"],
+        ),
     ],
 )
 def test_combinations_that_cannot_run_are_refused_with_the_numbers(refused, changes, fragments):
