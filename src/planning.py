@@ -1,7 +1,7 @@
 """Plans: the actor proposes H actions at once and carries them out without looking (https://arxiv.org/abs/2608.30640).
 
 What the algorithms share whose policies plan and learn from pairs of rows: their flags, how they act, the plans of a
-batch. An action alone is a plan of one. Shapes: B batch, H actions of a plan.
+batch. An action alone is a plan of one. Shapes: B batch, H actions of a plan, K candidates.
 """
 
 import dataclasses
@@ -37,6 +37,10 @@ class PlanningConfig(OffPolicyConfig):
     """Share of the rows that are trained to reach what another row of the batch has achieved."""
     action_chunk: Annotated[int, Range(1), Before(1)] = 1
     """Actions that the policy plans at once and carries out without looking."""
+    best_of: Annotated[int, Range(1, 1000), Before(1)] = 1
+    """Plans that are sampled in training, of which the critic's favourite is carried out."""
+    eval_best_of: Annotated[int, Range(1, 1000), Before(1)] = 1
+    """The same in evaluations, if they sample."""
 
     def check(self) -> None:
         super().check()
@@ -44,6 +48,11 @@ class PlanningConfig(OffPolicyConfig):
             raise ConfigError(
                 f"--own_goals {self.own_goals:g} and --other_goals {self.other_goals:g} are shares of the same rows: "
                 f"together at most 1, e.g. --other_goals {1 - self.own_goals:g}"
+            )
+        if self.eval_best_of > 1 and self.deterministic_eval:
+            raise ConfigError(
+                f"--eval_best_of {self.eval_best_of} chooses among samples, which --deterministic_eval does not draw: "
+                f"--eval_best_of 1, or --no_deterministic_eval"
             )
 
 
@@ -88,7 +97,8 @@ def acting(config: PlanningConfig, networks: Any, energy: Callable[..., jax.Arra
     """The fields of an `Algorithm` that act; `energy` judges plans as there."""
     return {
         "init_memory": partial(init_plan, length=config.action_chunk, action_size=networks.action_size),
-        "act": partial(act, config, networks),
+        "act": partial(act, config, networks, best_of=config.eval_best_of, energy=energy),
+        "explore": partial(act, config, networks, best_of=config.best_of, energy=energy),
         "energy": energy,
         "propose": partial(agent.propose, networks),
     }
@@ -102,7 +112,30 @@ def act(
     obs: jax.Array,
     key: jax.Array,
     deterministic: bool = False,
+    best_of: int = 1,
+    energy: Callable[..., jax.Array] | None = None,
 ) -> tuple[jax.Array, Any]:
-    """(..., action_size) actions in [-1, 1] for observations (..., state_dim + goal_dim), and the plan to remember."""
-    proposal, _ = agent.act(networks, agent_state, (), obs, key, deterministic)
+    """(..., action_size) actions in [-1, 1] for observations (..., state_dim + goal_dim), and the plan to remember; of
+    `best_of` plans that are sampled the one of the highest energy."""
+    if best_of == 1 or deterministic:
+        proposal, _ = agent.act(networks, agent_state, (), obs, key, deterministic)
+    else:
+        judge = partial(energy, agent_state)
+        state, goal = jnp.split(obs, [networks.state_dim], axis=-1)
+        proposal = favourite(best_of, judge, *agent.policy(networks, agent_state, state, goal), state, goal, key)
     return follow_plan(memory, proposal, config.action_chunk)
+
+
+def favourite(
+    count: int,
+    judge: Callable[..., jax.Array],
+    mean: jax.Array,
+    std: jax.Array,
+    state: jax.Array,
+    goal: jax.Array,
+    key: jax.Array,
+) -> jax.Array:
+    """The plan (..., H * action_size) that is judged best of K = `count` samples of tanh(N(mean, std))."""
+    plans = jnp.tanh(mean + std * jax.random.normal(key, (count, *mean.shape)))
+    best = jnp.argmax(jax.vmap(judge, (None, 0, None))(state, plans, goal), axis=0)
+    return jnp.take_along_axis(plans, best[None, ..., None], axis=0)[0]

@@ -331,6 +331,8 @@ EFFECTS = {
     "crosse": (0.5, one_sampling),
     "critic": ("other", other_critic),
     "action_chunk": (2, one_update),
+    "best_of": (2, one_collection),
+    "eval_best_of": (2, one_evaluation),
     "repr_dim": (6, one_update),
     "use_ln": (True, one_update),
     "normalize_observations": (True, one_update),
@@ -729,6 +731,10 @@ def test_values_at_the_border_are_accepted(flag, value):
             ["--batch_size 2", "multiplier_num_sgd_steps", "= 0 to draw", "raise --num_envs to 3"],
         ),
         ({"goal_proposal": "achieved", "fresh_goals": False}, ["--goal_proposal achieved", "--no_fresh_goals"]),
+        (
+            {"eval_best_of": 4, "deterministic_eval": True},
+            ["--eval_best_of 4", "--deterministic_eval does not draw", "--no_deterministic_eval"],
+        ),
         (
             {"own_goals": 0.4, "other_goals": 0.7},
             ["--own_goals 0.4", "--other_goals 0.7", "at most 1, e.g. --other_goals 0.6"],
