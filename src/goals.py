@@ -53,14 +53,16 @@ class Pairs:
 
 
 def draw_pairs(
-    config: OffPolicyConfig, goal_rule: str, index: FutureIndex, key: jax.Array, crosse: float = 0.0
+    config: OffPolicyConfig, goal_rule: str, index: FutureIndex, key: jax.Array, crosse: float = 0.0, spare: int = 0
 ) -> Pairs:
-    """The pairs of all updates of a training step, (U, B): uniform rows, later rows by a goal rule; rows are crossed
-    with probability `crosse`."""
+    """The pairs of all updates of a training step, (U, B): uniform rows, later rows by a goal rule, with `spare` rows
+    after them where there are so many; rows are crossed with probability `crosse`."""
     row_key, future_key, *cross_key = jax.random.split(key, 3 if crosse else 2)
     shape = (config.updates_per_training_step(), config.batch_size)
     row = sample_rows(row_key, index, shape)
     num_future = index.num_future.reshape(-1)[row]
+    if spare:
+        num_future = jnp.maximum(num_future - spare, 1)
     k = GOAL_RULES[goal_rule](jax.random.uniform(future_key, shape), num_future, config.discounting)
     crossed = jax.random.uniform(*cross_key, shape) < crosse if crosse else None
     return Pairs(row, later_row(row, k, index.num_future.shape), crossed)
