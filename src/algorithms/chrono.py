@@ -58,7 +58,8 @@ def critic_loss(
     time = hazards.time_loss(-l2(phi, psi), batch.first_hit, pace(config))
     goal, reach = batch.goal[:, 0], networks.outlook.window * pace(config)
     apart = networks.env.goal_norm(goal[:, None] - goal[None, :]) > networks.env.goal_dist
-    separation = hazards.separation_loss(-pairwise_energy("l2", phi, first_psi), apart, batch.first_hit < 0, reach)
+    missed = (batch.first_hit < 0) & (batch.known >= 0)
+    separation = hazards.separation_loss(-pairwise_energy("l2", phi, first_psi), apart, missed, reach)
     _, of_occupancy = srl.logits(networks, params, phi, first_psi)
     occupancy = hazards.occupancy_loss(of_occupancy, batch.occupancy)
     metrics |= {"time_loss": time, "separation_loss": separation, "occupancy_loss": occupancy}
