@@ -155,7 +155,8 @@ def sample(actor: Any, params: Any, key: jax.Array, state: jax.Array, goal: jax.
     """Actions (B, action_size) of the policy and their log densities (B,)."""
     mean, std = actor.apply(params, state, goal)
     pre_tanh = mean + std * jax.random.normal(key, mean.shape)
-    return jnp.tanh(pre_tanh), tanh_gaussian_log_prob(pre_tanh, mean, std)
+    log_prob = tanh_gaussian_log_prob(pre_tanh, mean, std)
+    return jnp.tanh(pre_tanh), log_prob
 
 
 def policy_loss(
@@ -171,8 +172,8 @@ def policy_loss(
     """Actor plus temperature loss from one pass of the policy, and what to report of it (`batch_means`). `value` judges
     actions (B, action_size) by (B,) and holds what it judges by fixed."""
     action, log_prob = sample(actor, params["actor"], key, state, goal)
-    alpha = jnp.exp(params["log_alpha"])
-    actor_part = actor_loss(jax.lax.stop_gradient(alpha), log_prob, value(action), disable_entropy)
+    judged, alpha = value(action), jnp.exp(params["log_alpha"])
+    actor_part = actor_loss(jax.lax.stop_gradient(alpha), log_prob, judged, disable_entropy)
     temperature = temperature_loss(alpha, log_prob, target_entropy)
     metrics = {"actor_loss": actor_part, "alpha_loss": temperature, "alpha": alpha, "entropy": -log_prob}
     return actor_part + temperature, metrics

@@ -174,9 +174,9 @@ def draw(
 def gather(action_chunk: int, goal_indices: tuple[int, ...], rows: Row, index: Any, pairs: goals.Pairs) -> Batch:
     """The training pairs at (B,) numbers of rows."""
     del index
-    state, future_state = replay_buffer.take(rows.state, pairs.row), replay_buffer.take(rows.state, pairs.future_row)
-    goal = goals.cross(pairs.crossed, state, future_state[:, jnp.array(goal_indices)])
-    return Batch(state, planning.take_plan(rows, pairs.row, action_chunk), goal)
+    state, action = replay_buffer.take(rows.state, pairs.row), planning.take_plan(rows, pairs.row, action_chunk)
+    future_state = replay_buffer.take(rows.state, pairs.future_row)
+    return Batch(state, action, goals.cross(pairs.crossed, state, future_state[:, jnp.array(goal_indices)]))
 
 
 # Learning.
