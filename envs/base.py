@@ -54,6 +54,7 @@ class GoalEnv(abc.ABC):
     action_size: ClassVar[int]  # size of the action, in [-1, 1]
     goal_indices: ClassVar[tuple[int, ...]]  # which state entries the goal speaks of; the achieved goal is these
     goal_dist: ClassVar[float]  # success is a distance between achieved and commanded goal below this, in their unit
+    dwell: ClassVar[int] = 1  # achieved goals in a row that have to match before the critics of time call it reached
     other_thresholds: ClassVar[dict[str, float]] = {}  # further success metrics, e.g. {"success_easy": 2.0}
     # At most this many first entries of a goal are x, y, z of a place, or of several: pictures show them.
     goal_place_dim: ClassVar[int] = 3

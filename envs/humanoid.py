@@ -35,6 +35,7 @@ class Humanoid(PhysicsEnv):
     action_size = 17
     goal_indices = (0, 1, 2)
     goal_dist = 0.5
+    dwell = 32
     other_thresholds = {"success_easy": 2.0}
     default_backend = "spring"
     gear = (350.0,) * 11 + (100.0,) * 6

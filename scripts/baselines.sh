@@ -10,5 +10,7 @@ for algorithm in sac td3; do
     run "${algorithm}_her" --algorithm "$algorithm" --her_ratio 0.8
 done
 run ppo --algorithm ppo
-run gcsl --algorithm gcsl
+for algorithm in gcsl srl chrono; do
+    run "$algorithm" --algorithm "$algorithm"
+done
 figure

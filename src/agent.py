@@ -1,14 +1,15 @@
-"""What agents are made of, whatever the algorithm: state, normaliser, optimiser, plans of several actions.
+"""What agents are made of, whatever the algorithm: state, normaliser, optimiser, acting by a tanh-Gaussian actor."""
 
-Shapes: H actions of a plan.
-"""
-
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
+
+from src.densities import tanh_gaussian_log_prob
+from src.losses import actor_loss, temperature_loss
 
 # A state entry that never moves would otherwise be blown up by its rounding noise.
 _MIN_STD = 1e-2
@@ -129,6 +130,11 @@ def policy(networks: Any, agent_state: AgentState, state: jax.Array, goal: jax.A
     return networks.actor.apply(agent_state.params["actor"], state, goal)
 
 
+def propose(networks: Any, agent_state: AgentState, state: jax.Array, goal: jax.Array) -> jax.Array:
+    """What the deterministic policy does in states (..., state_dim) for goals (..., goal_dim)."""
+    return jnp.tanh(policy(networks, agent_state, state, goal)[0])
+
+
 def act(
     networks: Any, agent_state: AgentState, memory: Any, obs: jax.Array, key: jax.Array, deterministic: bool = False
 ) -> tuple[jax.Array, Any]:
@@ -137,35 +143,37 @@ def act(
     return jnp.tanh(mean if deterministic else mean + std * jax.random.normal(key, mean.shape)), memory
 
 
-# Plans: the actor proposes H actions at once and carries them out without looking (https://arxiv.org/abs/2608.30640).
-
-
-@struct.dataclass
-class Plan:
-    """What a policy with plans remembers: `actions` (..., H, action_size) and how many of them were taken, `taken`."""
-
-    actions: jax.Array
-    taken: jax.Array
-
-
-def init_plan(shape: tuple[int, ...], length: int, action_size: int) -> Plan | tuple[()]:
-    """The memory at the start of an episode; a policy of single actions has none."""
-    if length == 1:
-        return ()
-    return Plan(jnp.zeros((*shape, length, action_size)), jnp.zeros(shape, jnp.int32))
-
-
-def follow_plan(memory: Plan | tuple[()], proposal: jax.Array, length: int) -> tuple[jax.Array, Plan | tuple[()]]:
-    """The next action of the plan and what to remember; `proposal` (..., H * action_size) is the new plan, taken up
-    where the old one is carried out. It is computed at every step: under `vmap` a branch would run both sides."""
-    if length == 1:
-        return proposal, memory
-    actions = proposal.reshape(*proposal.shape[:-1], length, -1)
-    actions = jnp.where((memory.taken == 0)[..., None, None], actions, memory.actions)
-    action = jnp.take_along_axis(actions, memory.taken[..., None, None], axis=-2)[..., 0, :]
-    return action, Plan(actions, (memory.taken + 1) % length)
+# Learning to act.
 
 
 def target_entropy(action_size: int, length: int = 1) -> float:
     """-0.5 for each number that the actor proposes."""
     return -0.5 * action_size * length
+
+
+def sample(actor: Any, params: Any, key: jax.Array, state: jax.Array, goal: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Actions (B, action_size) of the policy and their log densities (B,)."""
+    mean, std = actor.apply(params, state, goal)
+    pre_tanh = mean + std * jax.random.normal(key, mean.shape)
+    log_prob = tanh_gaussian_log_prob(pre_tanh, mean, std)
+    return jnp.tanh(pre_tanh), log_prob
+
+
+def policy_loss(
+    actor: Any,
+    params: dict[str, Any],
+    key: jax.Array,
+    state: jax.Array,
+    goal: jax.Array,
+    value: Callable[[jax.Array], jax.Array],
+    target_entropy: float,
+    disable_entropy: bool = False,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Actor plus temperature loss from one pass of the policy, and what to report of it (`batch_means`). `value` judges
+    actions (B, action_size) by (B,) and holds what it judges by fixed."""
+    action, log_prob = sample(actor, params["actor"], key, state, goal)
+    judged, alpha = value(action), jnp.exp(params["log_alpha"])
+    actor_part = actor_loss(jax.lax.stop_gradient(alpha), log_prob, judged, disable_entropy)
+    temperature = temperature_loss(alpha, log_prob, target_entropy)
+    metrics = {"actor_loss": actor_part, "alpha_loss": temperature, "alpha": alpha, "entropy": -log_prob}
+    return actor_part + temperature, metrics

@@ -78,6 +78,7 @@ class Algorithm(NamedTuple):
       update: agent state, batch, key -> agent state, metrics as () floats.
       energy: agent state, state, action, goal -> (...), for pictures, `action` as `propose` gives it. None draws none.
       propose: agent state, state, goal -> what `energy` judges, the deterministic action. Needed with `energy`.
+      explore: as `act`, without its last argument: how to act in training, where that differs from sampling.
       drawable: index -> () how many rows can be drawn; None where every row can.
     """
 
@@ -92,6 +93,7 @@ class Algorithm(NamedTuple):
     update: Callable[..., tuple[Any, dict[str, jax.Array]]]
     energy: Callable[..., jax.Array] | None = None
     propose: Callable[..., jax.Array] | None = None
+    explore: Callable[..., tuple[jax.Array, Any]] | None = None
     drawable: Callable[[Any], jax.Array] | None = None
 
 

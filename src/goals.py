@@ -1,4 +1,7 @@
-"""Goals: which later row a row learns from (`GOAL_RULES`), and which goals are commanded (`PROPOSALS`)."""
+"""Goals: which row a row learns to reach (`GOAL_RULES`, mixtures), and which goals are commanded (`PROPOSALS`).
+
+Shapes: U updates per training step, B batch.
+"""
 
 import math
 from collections.abc import Callable
@@ -9,6 +12,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from src.algorithm import OffPolicyConfig
+from src.losses import off_diagonal, pairwise_energy
 from src.replay_buffer import FutureIndex, later_row, sample_rows
 
 # Rules: how many rows ahead the goal lies, in 1..num_future, from u uniform in [0, 1). Elementwise.
@@ -40,20 +44,65 @@ GOAL_RULES: dict[str, GoalRule] = {"geometric": geometric, "uniform": uniform, "
 
 @struct.dataclass
 class Pairs:
-    """Flat numbers of rows, and of the later rows that their goals come from."""
+    """Flat numbers of rows, and of the rows that their goals come from; with CrossE, which rows take the goal of their
+    nearest neighbour in the batch (`crossed`, bool)."""
 
     row: jax.Array
     future_row: jax.Array
+    crossed: jax.Array | None = None
 
 
-def draw_pairs(config: OffPolicyConfig, goal_rule: str, index: FutureIndex, key: jax.Array) -> Pairs:
-    """The pairs of all updates of a training step, (updates, B): uniform rows, later rows by a goal rule."""
-    row_key, future_key = jax.random.split(key)
+def draw_pairs(
+    config: OffPolicyConfig, goal_rule: str, index: FutureIndex, key: jax.Array, crosse: float = 0.0, spare: int = 0
+) -> Pairs:
+    """The pairs of all updates of a training step, (U, B): uniform rows, later rows by a goal rule, with `spare` rows
+    after them where there are so many; rows are crossed with probability `crosse`."""
+    row_key, future_key, *cross_key = jax.random.split(key, 3 if crosse else 2)
     shape = (config.updates_per_training_step(), config.batch_size)
     row = sample_rows(row_key, index, shape)
     num_future = index.num_future.reshape(-1)[row]
+    if spare:
+        num_future = jnp.maximum(num_future - spare, 1)
     k = GOAL_RULES[goal_rule](jax.random.uniform(future_key, shape), num_future, config.discounting)
-    return Pairs(row, later_row(row, k, index.num_future.shape))
+    crossed = jax.random.uniform(*cross_key, shape) < crosse if crosse else None
+    return Pairs(row, later_row(row, k, index.num_future.shape), crossed)
+
+
+# Goals of other rows of a batch. Rows come in random order, so that a share of them can be the first or the last ones.
+
+
+def count(share: float, size: int) -> int:
+    """How many of `size` rows a share is; one at least if it is not 0."""
+    return max(round(share * size), 1) if share else 0
+
+
+def mixed(pairs: Pairs, own: float, other: float) -> Pairs:
+    """Gives the last `own` of the rows of each (..., B) batch the goal that they have achieved themselves, and the last
+    `other` of those before the one that the next row has achieved."""
+    if not own and not other:
+        return pairs
+    size = pairs.row.shape[-1]
+    from_end, own_rows = jnp.arange(size)[::-1], count(own, size)
+    swapped = jnp.where(from_end < own_rows + count(other, size), jnp.roll(pairs.row, -1, axis=-1), pairs.future_row)
+    return pairs.replace(future_row=jnp.where(from_end < own_rows, pairs.row, swapped))
+
+
+def cross(crossed: jax.Array | None, state: jax.Array, goal: jax.Array) -> jax.Array:
+    """(B, goal_dim) goals, where `crossed` (B,) those of the row of the batch whose state (B, state_dim) is nearest."""
+    if crossed is None:
+        return goal
+    closeness = pairwise_energy("l2_no_sqrt", state, state)
+    nearest = jnp.argmax(jnp.where(off_diagonal(closeness), closeness, -jnp.inf), axis=1)
+    return jnp.where(crossed[:, None], goal[nearest], goal)
+
+
+def with_other_goals(share: float, *per_goal: jax.Array) -> list[jax.Array]:
+    """Gives the first `share` of the rows of each (..., B, D) array the next row's value."""
+    if not share:
+        return list(per_goal)
+    size = per_goal[0].shape[-2]
+    swapped = jnp.arange(size) < count(share, size)
+    return [jnp.where(swapped[:, None], jnp.roll(value, -1, axis=-2), value) for value in per_goal]
 
 
 # Proposals: the goals (P, goal_dim) commanded at P fresh starts. `own` are those that the environment draws.
@@ -74,16 +123,3 @@ def achieved(key: jax.Array, buffer_state: Any, own: jax.Array, goal_indices: tu
 
 
 PROPOSALS: dict[str, Proposal | None] = {"env": None, "achieved": achieved}
-
-
-# Goals of other rows of a batch.
-
-
-def with_other_goals(share: float, *per_goal: jax.Array) -> list[jax.Array]:
-    """Gives the first `share` of the rows of each (..., B, D) array, one at least if it is not 0, the next row's value;
-    rows come in random order."""
-    if not share:
-        return list(per_goal)
-    size = per_goal[0].shape[-2]
-    swapped = jnp.arange(size) < max(round(share * size), 1)
-    return [jnp.where(swapped[:, None], jnp.roll(value, -1, axis=-2), value) for value in per_goal]

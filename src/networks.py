@@ -170,3 +170,25 @@ class QNetwork(nn.Module):
     def __call__(self, state: jax.Array, goal: jax.Array, action: jax.Array) -> jax.Array:
         x = self.trunk(jnp.concatenate([state, goal, action], axis=-1))
         return nn.Dense(1, kernel_init=_kernel)(x)[..., 0]
+
+
+class HazardHead(nn.Module):
+    """Maps the representations of a plan and a goal, (..., D) each, to logits of hazards (..., bins), the first of them
+    on its own, the others by a product of low rank that starts at `biases`, and of occupancy, if there is any."""
+
+    trunk: nn.Module
+    biases: tuple[float, ...]
+    num_occupancy: int
+    rank: int = 64
+
+    @nn.compact
+    def __call__(self, phi: jax.Array, psi: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+        gain, shift = jnp.split(nn.Dense(2 * phi.shape[-1], kernel_init=_kernel)(psi), 2, axis=-1)
+        phi = (1 + 0.1 * gain) * phi + 0.1 * shift
+        x = self.trunk(jnp.concatenate([phi, psi, phi - psi, phi * psi], axis=-1))
+        first = nn.Dense(1, kernel_init=_kernel)(x)
+        basis = self.param("basis", nn.initializers.normal(0.02), (self.rank, len(self.biases)))
+        bias = self.param("bias", lambda key: jnp.array(self.biases))
+        later = nn.Dense(self.rank, kernel_init=_kernel)(x) @ basis + bias
+        hazards = jnp.concatenate([first, later], axis=-1)
+        return hazards, nn.Dense(self.num_occupancy, kernel_init=_kernel)(x) if self.num_occupancy else None

@@ -156,7 +156,8 @@ def take_step(
     program: Program, agent_state: Any, env_state: EnvState, memory: Any, key: jax.Array
 ) -> tuple[EnvState, Any, Step]:
     """One step of the policy in every env: the env state before any restart, the memory, and what happened."""
-    action, memory = program.algorithm.act(agent_state, memory, env_state.obs, key)
+    act = program.algorithm.explore or program.algorithm.act
+    action, memory = act(agent_state, memory, env_state.obs, key)
     after = program.env.step(env_state, action)
     blown_up = program.env.nonfinite(after)
     truncated = after.truncation > 0

@@ -11,7 +11,7 @@ from conftest import ProbeEnv, make_probe_program, tiny
 from ring import CAPACITY, NUM_ENVS, Recorder
 from runs import LEARNER, success_rates
 
-from src import agent, train
+from src import agent, planning, train
 from src.algorithms import crl
 
 # What is trained on.
@@ -76,13 +76,13 @@ def test_the_entropy_that_is_asked_for_grows_with_the_plan(length):
 
 def test_a_plan_is_followed_to_its_end():
     """Each env of several on its own, each from another place in its plan."""
-    memory = agent.init_plan((4,), 3, 2)
+    memory = planning.init_plan((4,), 3, 2)
     memory = memory.replace(taken=jnp.array([0, 1, 2, 0]))
     proposals = np.arange(7 * 4 * 6, dtype=np.float32).reshape(7, 4, 6)
     plans = np.zeros((4, 3, 2))
     taken = [0, 1, 2, 0]
     for proposal in proposals:
-        action, memory = agent.follow_plan(memory, jnp.asarray(proposal), 3)
+        action, memory = planning.follow_plan(memory, jnp.asarray(proposal), 3)
         for env in range(4):
             if taken[env] == 0:
                 plans[env] = proposal[env].reshape(3, 2)
@@ -115,7 +115,7 @@ def test_plans_are_carried_out_without_looking_until_they_or_the_episode_end(act
         state = collect(state)
     rows = jax.device_get(state.buffer_state.rows)
     networks = crl.make_networks(config, ProbeEnv())
-    proposals = np.asarray(crl.propose(networks, state.agent_state, rows.state, rows.goal)).reshape(40, 8, 3, 2)
+    proposals = np.asarray(agent.propose(networks, state.agent_state, rows.state, rows.goal)).reshape(40, 8, 3, 2)
     taken, first = np.zeros(8, int), np.zeros(8, int)
     replanned = []
     for t in range(40):
@@ -129,6 +129,59 @@ def test_plans_are_carried_out_without_looking_until_they_or_the_episode_end(act
     assert np.median(replanned) > 0.1  # another policy would have been noticed
     np.testing.assert_array_equal(state.memory.taken, taken)
     assert {0, 1, 2} == set(taken)
+
+
+# The critic's favourite.
+
+
+@pytest.mark.parametrize("length", [1, 3])
+def test_the_plan_that_is_taken_is_the_best_of_those_sampled(length):
+    """Against a loop over the samples, on two leading axes."""
+    config = tiny(action_chunk=length, best_of=5)
+    algorithm, networks = crl.make(config, ProbeEnv()), crl.make_networks(config, ProbeEnv())
+    agent_state, key = algorithm.init(jax.random.key(0)), jax.random.key(3)
+    obs = jax.random.normal(jax.random.key(1), (4, 6, 4))
+    state, goal = obs[..., :2], obs[..., 2:]
+    mean, std = agent.policy(networks, agent_state, state, goal)
+    plans = jnp.tanh(mean + std * jax.random.normal(key, (5, *mean.shape)))
+    energies = np.stack([algorithm.energy(agent_state, state, plan, goal) for plan in plans])
+    expected = np.empty(mean.shape)
+    for at in np.ndindex(4, 6):
+        expected[at] = plans[(energies[:, *at].argmax(), *at)]
+    action, memory = algorithm.explore(agent_state, algorithm.init_memory((4, 6)), obs, key)
+    np.testing.assert_allclose(action, expected[..., :2], rtol=1e-5, atol=1e-6)
+    if length > 1:
+        np.testing.assert_allclose(memory.actions.reshape(mean.shape), expected, rtol=1e-5, atol=1e-6)
+    assert len(set(energies.argmax(axis=0).ravel())) == 5
+
+
+@pytest.mark.parametrize("flags", [{"best_of": 4}, {"eval_best_of": 4}])
+def test_the_favourite_of_training_and_that_of_evaluation_are_two_flags(flags):
+    """One of one is the sample that it always was, and a deterministic policy never chooses."""
+    config = tiny(**flags)
+    algorithm, plain = crl.make(config, ProbeEnv()), crl.make(tiny(), ProbeEnv())
+    agent_state, obs, key = (
+        plain.init(jax.random.key(0)),
+        jax.random.normal(jax.random.key(1), (9, 4)),
+        jax.random.key(2),
+    )
+    sampled, _ = plain.act(agent_state, (), obs, key)
+    for name, count in (("explore", config.best_of), ("act", config.eval_best_of)):
+        action, _ = getattr(algorithm, name)(agent_state, (), obs, key)
+        assert np.array_equal(action, sampled) == (count == 1)
+    for each in (algorithm, plain):
+        action, _ = each.act(agent_state, (), obs, None, deterministic=True)
+        np.testing.assert_array_equal(action, each.propose(agent_state, obs[:, :2], obs[:, 2:]))
+
+
+def test_one_plan_to_choose_from_is_the_sample_of_the_policy():
+    """In every digit: mean plus standard deviation times the noise of the key."""
+    algorithm, networks = crl.make(tiny(), ProbeEnv()), crl.make_networks(tiny(), ProbeEnv())
+    agent_state, obs, key = algorithm.init(jax.random.key(0)), jnp.ones((3, 4)), jax.random.key(2)
+    mean, std = agent.policy(networks, agent_state, obs[:, :2], obs[:, 2:])
+    expected = jnp.tanh(mean + std * jax.random.normal(key, mean.shape))
+    for act in (algorithm.explore, algorithm.act):
+        np.testing.assert_array_equal(act(agent_state, (), obs, key)[0], expected)
 
 
 # Learning.

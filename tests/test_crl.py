@@ -10,7 +10,7 @@ import pytest
 from conftest import UPDATE_METRICS, ProbeEnv, tiny
 from jax.flatten_util import ravel_pytree
 
-from src import critics, densities, losses
+from src import critics, densities, losses, planning
 from src.agent import Normalizer, batch_means, normalize, update_moments
 from src.algorithms import crl
 from src.goals import with_other_goals
@@ -437,7 +437,7 @@ def test_acting_normalises_like_learning():
     goals = states[::-1, :2]
     ready = np.concatenate([standardised(states), standardised(states)[::-1, :2]], axis=-1)
     raw = np.concatenate([states, goals], axis=-1)
-    act = functools.partial(crl.act, NORMALIZED, networks, memory=(), key=None, deterministic=True)
+    act = functools.partial(planning.act, NORMALIZED, networks, memory=(), key=None, deterministic=True)
     actions, _ = act(with_moments(agent, *MOMENTS), obs=jnp.asarray(raw, jnp.float32))
     expected, _ = act(agent.replace(normalizer=None), obs=jnp.asarray(ready, jnp.float32))
     np.testing.assert_allclose(actions, expected, rtol=1e-3, atol=1e-5)
@@ -472,7 +472,7 @@ def test_actions_are_samples_of_the_tanh_gaussian():
     networks, agent = start(tiny())
     obs = jnp.concatenate([jnp.linspace(-1, 1, 6), jnp.array([0.5, -0.5])])
     mean, std = networks.actor.apply(agent.params["actor"], obs[:6], obs[6:])
-    act = functools.partial(crl.act, tiny(), networks, agent, ())
+    act = functools.partial(planning.act, tiny(), networks, agent, ())
     action, memory = act(obs, None, deterministic=True)
     assert np.asarray(action) == pytest.approx(np.tanh(mean))
     assert memory == ()
@@ -488,5 +488,5 @@ def test_actions_are_samples_of_the_tanh_gaussian():
 
 def test_the_goal_changes_the_action():
     networks, agent = start(tiny())
-    act = functools.partial(crl.act, tiny(), networks, agent, (), key=None, deterministic=True)
+    act = functools.partial(planning.act, tiny(), networks, agent, (), key=None, deterministic=True)
     assert not np.allclose(act(jnp.zeros(8))[0], act(jnp.zeros(8).at[7].set(1.0))[0])

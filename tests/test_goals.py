@@ -1,4 +1,4 @@
-"""Goals: how far ahead those of hindsight lie, by every rule, and which are commanded, by every proposal."""
+"""Goals: how far ahead those of hindsight lie, by every rule; mixtures; which are commanded, by every proposal."""
 
 import functools
 
@@ -10,7 +10,8 @@ from conftest import ProbeEnv, make_probe_program, tiny
 from counts import GOAL_CHANCES, chi_square, exact_geometric
 from ring import CAPACITY, NUM_ENVS, UNROLL, Recorder
 
-from src import train
+from src import goals, replay_buffer, train
+from src.algorithms import crl
 from src.goals import GOAL_RULES, PROPOSALS
 
 DRAWS = 100_000
@@ -45,6 +46,74 @@ def test_the_chi_square_can_fail():
 def test_the_ends_of_the_uniform_draw_stay_inside(name, u, num_future):
     k = rules[name](jnp.float32(u), jnp.asarray(num_future), 0.99)
     assert k == (1 if u == 0 and name != "last" else num_future)
+
+
+# Mixtures: rows that learn to reach what they, or other rows of their batch, have achieved.
+
+
+def batch_of(key=0, **changes):
+    """Pairs and batch of one update on a ring whose states spell (env, step, traj_id); the goal is (step, env)."""
+    config = tiny(num_envs=40, batch_size=40, **changes)
+    buffer_state = ring_after(5)
+    index = replay_buffer.index_futures(buffer_state)
+    pairs = jax.tree.map(lambda leaf: leaf[0], crl.draw(config, None, buffer_state, index, jax.random.key(key)))
+    return pairs, jax.tree.map(np.asarray, crl.gather(1, (1, 0), buffer_state.rows, index, pairs))
+
+
+def test_without_shares_the_pairs_are_those_that_they_always_were():
+    """In every digit: rows by the first half of the key, distances by the second, nothing else."""
+    index = replay_buffer.index_futures(ring_after(5))
+    row_key, future_key = jax.random.split(jax.random.key(0))
+    config = tiny(num_envs=40, batch_size=40)
+    row = replay_buffer.sample_rows(row_key, index, (config.updates_per_training_step(), 40))
+    u = jax.random.uniform(future_key, row.shape)
+    k = goals.geometric(u, index.num_future.reshape(-1)[row], config.discounting)
+    pairs, batch = batch_of()
+    assert pairs.crossed is None
+    np.testing.assert_array_equal(pairs.row, row[0])
+    np.testing.assert_array_equal(pairs.future_row, replay_buffer.later_row(row, k, (CAPACITY, NUM_ENVS))[0])
+    np.testing.assert_array_equal(batch.future_goal[:, 1], batch.state[:, 0])
+
+
+@pytest.mark.parametrize(
+    ("own", "other", "rows"), [(0.0, 0.25, (0, 10)), (0.05, 0.1, (2, 4)), (1.0, 0.0, (40, 0)), (0.001, 0.0, (1, 0))]
+)
+def test_shares_of_the_rows_learn_from_goals_of_their_own_and_of_others(own, other, rows):
+    _, without = batch_of()
+    _, batch = batch_of(own_goals=own, other_goals=other)
+    own_rows, other_rows = rows
+    np.testing.assert_array_equal(batch.state, without.state)
+    np.testing.assert_array_equal(batch.action, without.action)
+    for at in range(40):
+        env, step, _ = batch.state[at]
+        expected = tuple(without.future_goal[at])
+        if at >= 40 - own_rows:
+            expected = (step, env)
+        elif at >= 40 - own_rows - other_rows:
+            expected = tuple(batch.state[(at + 1) % 40, [1, 0]])
+        assert tuple(batch.future_goal[at]) == expected
+
+
+def test_crossed_rows_take_the_goal_of_their_nearest_neighbour():
+    random = np.random.default_rng(0)
+    state, goal = random.standard_normal((30, 5)) + 20, random.standard_normal((30, 2))
+    crossed = random.random(30) < 0.5
+    result = np.asarray(goals.cross(jnp.asarray(crossed), jnp.asarray(state), jnp.asarray(goal)))
+    for at in range(30):
+        distances = [np.inf if other == at else np.sum((state[at] - state[other]) ** 2) for other in range(30)]
+        expected = goal[np.argmin(distances)] if crossed[at] else goal[at]
+        np.testing.assert_array_equal(result[at], expected.astype(np.float32))
+    assert 5 < np.sum(np.any(result != goal.astype(np.float32), axis=1)) < 25
+
+
+def test_rows_are_crossed_with_their_probability():
+    """Each on its own: a small one crosses none of most batches."""
+    draws = np.concatenate([batch_of(key, crosse=0.01)[0].crossed for key in range(50)])
+    assert chi_square([np.sum(draws), np.sum(~draws)], [0.01, 0.99]) > 1e-3
+    pairs, batch = batch_of(crosse=1.0)
+    own = replay_buffer.take(ring_after(5).rows.state, pairs.future_row)[:, jnp.array([1, 0])]
+    np.testing.assert_array_equal(batch.future_goal, goals.cross(pairs.crossed, jnp.asarray(batch.state), own))
+    assert np.any(batch.future_goal != own)
 
 
 # Commanded goals.

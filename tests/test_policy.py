@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from conftest import ProbeEnv, tiny
 
+from src import agent, planning
 from src.agent import update_moments
 from src.algorithm import policy_of
 from src.algorithms import crl
@@ -49,7 +50,7 @@ def run_dir(tmp_path):
 
 def expected_actions(config=CONFIG, seed=5, obs=OBS):
     networks = crl.make_networks(config, ProbeEnv())
-    return crl.act(config, networks, trained(config, seed), (), jnp.asarray(obs), None, deterministic=True)[0]
+    return planning.act(config, networks, trained(config, seed), (), jnp.asarray(obs), None, deterministic=True)[0]
 
 
 def test_the_policy_acts_as_the_agent_did(run_dir):
@@ -61,7 +62,7 @@ def test_the_policy_acts_as_the_agent_did(run_dir):
     np.testing.assert_allclose(actions, expected, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(policy(OBS[0]), expected[0], rtol=1e-5, atol=1e-6)
     networks, bare = crl.make_networks(CONFIG, ProbeEnv()), trained().replace(normalizer=None)
-    bare, _ = crl.act(CONFIG, networks, bare, (), jnp.asarray(OBS), None, deterministic=True)
+    bare, _ = planning.act(CONFIG, networks, bare, (), jnp.asarray(OBS), None, deterministic=True)
     assert np.max(np.abs(bare - expected)) > 1e-2
     assert (policy.obs_size, policy.action_size, policy.has_memory) == (4, 2, False)
 
@@ -164,7 +165,7 @@ def test_a_policy_with_a_memory_carries_out_what_it_planned(tmp_path, shape):
     for number, obs in enumerate(seen):
         action, memory = policy(obs, memory)
         state, goal = np.split(seen[number // 3 * 3], [2], axis=-1)
-        planned = crl.propose(networks, trained(PLANNING), state, goal).reshape(*shape, 3, 2)[..., number % 3, :]
+        planned = agent.propose(networks, trained(PLANNING), state, goal).reshape(*shape, 3, 2)[..., number % 3, :]
         np.testing.assert_allclose(action, planned, rtol=1e-5, atol=1e-6)
         assert action.shape == (*shape, 2)
 

@@ -46,7 +46,7 @@ class TanhMLP(nn.Module):
     """,
     "actor_weight": """
     actor_weight: Annotated[float, Range(0)] = 1.0
-    \"\"\"Weight of the actor's loss.\"\"\"
+    \"\"\"Weight of the energy in the actor's loss.\"\"\"
 """,
 }
 # File -> (code that stands in it once, what is put before it): the piece, and the line that names it.
@@ -72,7 +72,7 @@ RECIPES = {
     ],
     "src/algorithms/crl.py": [
         ("    contrastive_loss_fn: ", PIECES["actor_weight"]),
-        ("    entropy = agent.target_entropy(", "    actor = config.actor_weight * actor\n"),
+        ("        if not config.exploration_coef:", "        energy = config.actor_weight * energy\n"),
     ],
     "envs/maze.py": [('    "u_maze": """', f'    "ring": """{PIECES["ring"]}""",\n')],
     "envs/__init__.py": [('    "arm_reach": ArmReach,', '    "simple_ring": partial(SimpleMaze, layout="ring"),\n')],

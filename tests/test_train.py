@@ -356,7 +356,7 @@ def test_the_planned_memory_is_that_of_the_compiled_program(changes):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["sac", "td3"])
+@pytest.mark.parametrize("name", ["sac", "td3", "srl", "chrono"])
 def test_the_planned_memory_of_another_algorithm_is_that_of_its_compiled_program(name):
     """With a batch so large that what an update needs counts."""
     config = tiny_of(ALGORITHMS[name].config, like=ROOMY, max_replay_size=200, batch_size=640)

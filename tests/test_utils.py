@@ -326,8 +326,13 @@ EFFECTS = {
     "critic_n_hidden": (3, one_update),
     "num_critics": (2, one_update),
     "goal_rule": ("uniform", one_sampling),
+    "own_goals": (0.5, one_sampling),
+    "other_goals": (0.5, one_sampling),
+    "crosse": (0.5, one_sampling),
     "critic": ("other", other_critic),
     "action_chunk": (2, one_update),
+    "best_of": (2, one_collection),
+    "eval_best_of": (2, one_evaluation),
     "repr_dim": (6, one_update),
     "use_ln": (True, one_update),
     "normalize_observations": (True, one_update),
@@ -726,6 +731,14 @@ def test_values_at_the_border_are_accepted(flag, value):
             ["--batch_size 2", "multiplier_num_sgd_steps", "= 0 to draw", "raise --num_envs to 3"],
         ),
         ({"goal_proposal": "achieved", "fresh_goals": False}, ["--goal_proposal achieved", "--no_fresh_goals"]),
+        (
+            {"eval_best_of": 4, "deterministic_eval": True},
+            ["--eval_best_of 4", "--deterministic_eval does not draw", "--no_deterministic_eval"],
+        ),
+        (
+            {"own_goals": 0.4, "other_goals": 0.7},
+            ["--own_goals 0.4", "--other_goals 0.7", "at most 1, e.g. --other_goals 0.6"],
+        ),
     ],
 )
 def test_combinations_that_cannot_run_are_refused_with_the_numbers(refused, changes, fragments):
@@ -941,7 +954,7 @@ def test_a_record_that_lacks_a_flag_is_refused_by_name(tmp_path, flag):
 
 
 def test_a_record_of_an_unknown_algorithm_is_refused_by_name(tmp_path):
-    with pytest.raises(ConfigError, match="unknown algorithm 'newer': choose from crl"):
+    with pytest.raises(ConfigError, match="unknown algorithm 'newer': choose from .*, crl, "):
         recorded(tmp_path, dataclasses.asdict(CRLConfig(algorithm="newer")))
 
 

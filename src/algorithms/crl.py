@@ -15,30 +15,20 @@ import jax.numpy as jnp
 from flax import struct
 
 from envs.base import GoalEnv, Sizes
-from src import agent, goals, replay_buffer
+from src import agent, goals, planning, replay_buffer
 from src.agent import AgentState
-from src.algorithm import Algorithm, OffPolicyConfig, Step
+from src.algorithm import Algorithm, Step
 from src.critics import CRITICS, Critic, critic_loss, ensemble
-from src.densities import tanh_gaussian_log_prob
-from src.losses import (
-    EXPLORATION_SIGNS,
-    TABLES_OF_DIFFERENCES,
-    actor_loss,
-    exploration_bonus,
-    temperature_loss,
-)
+from src.losses import EXPLORATION_SIGNS, TABLES_OF_DIFFERENCES, exploration_bonus
 from src.networks import Actor, make_trunk, trunk_workspace
-from utils import RATE, Before, Choice, ConfigError, Range
+from src.planning import PlanningConfig
+from utils import Before, Choice, ConfigError, Range
 
 
 @dataclasses.dataclass(frozen=True)
-class CRLConfig(OffPolicyConfig):
+class CRLConfig(PlanningConfig):
     """Trains a goal-reaching agent with contrastive RL, the whole loop on the accelerator."""
 
-    critic_lr: Annotated[float, RATE] = 3e-4
-    """Adam's rate for both encoders."""
-    alpha_lr: Annotated[float, RATE] = 3e-4
-    """Adam's rate for the entropy temperature."""
     contrastive_loss_fn: Annotated[str, Choice("contrastive loss")] = "symmetric_infonce"
     """Loss of the critic; each pair's goal is a negative for all others of the batch."""
     energy_fn: Annotated[str, Choice("energy")] = "l2"
@@ -51,22 +41,18 @@ class CRLConfig(OffPolicyConfig):
     """Weight of the actor's bonus on the norm of phi; energies l2 and dot only."""
     random_goals: Annotated[float, Range(0, 1)] = 0.0
     """Share of the actor's rows that train on another row's goal."""
+    crosse: Annotated[float, Range(0, 1), Before(0.0)] = 0.0
+    """Probability that a row takes the goal of the row of the batch whose state is nearest."""
     no_resubs: bool = False
     """Take the positive out of every logsumexp."""
     use_c_target: bool = False
     """Scale the logits by a learned scalar."""
     disable_entropy_actor: bool = False
     """Drop the entropy term from the actor's loss."""
-    repr_dim: Annotated[int, Range(1)] = 64
-    """Size of the representations."""
     critic: Annotated[str, Choice("critic"), Before("two_encoders")] = "two_encoders"
     """Form of the critic."""
     num_critics: Annotated[int, Range(1, 1000), Before(1)] = 1
     """Critics trained side by side; of several, the least energy counts."""
-    goal_rule: Annotated[str, Choice("goal rule"), Before("geometric")] = "geometric"
-    """Which later states of its trajectory a row is trained to reach."""
-    action_chunk: Annotated[int, Range(1), Before(1)] = 1
-    """Actions that the policy plans at once and carries out without looking."""
 
     def check(self) -> None:
         super().check()
@@ -96,8 +82,7 @@ def make(config: CRLConfig, env: GoalEnv) -> Algorithm:
     networks = make_networks(config, env)
     return Algorithm(
         init=partial(init, config, networks),
-        init_memory=partial(agent.init_plan, length=config.action_chunk, action_size=env.action_size),
-        act=partial(act, config, networks),
+        **planning.acting(config, networks, partial(energy, networks)),
         keep=keep,
         absorb=agent.absorb_states,
         # A pair needs a later row, and a plan all of its actions.
@@ -105,8 +90,6 @@ def make(config: CRLConfig, env: GoalEnv) -> Algorithm:
         draw=partial(draw, config),
         gather=partial(gather, config.action_chunk, networks.goal_indices),
         update=partial(update, config, networks),
-        energy=partial(energy, networks),
-        propose=partial(propose, networks),
         drawable=lambda index: index.rank[-1],
     )
 
@@ -142,37 +125,6 @@ def init(config: CRLConfig, networks: Networks, key: jax.Array) -> AgentState:
         "log_alpha": jnp.zeros(()),
     }
     return agent.init_agent(params, rates(config), networks.state_dim, config.normalize_observations)
-
-
-# Acting.
-
-
-def act(
-    config: CRLConfig,
-    networks: Networks,
-    agent_state: AgentState,
-    memory: Any,
-    obs: jax.Array,
-    key: jax.Array,
-    deterministic: bool = False,
-) -> tuple[jax.Array, Any]:
-    """(..., action_size) actions in [-1, 1] for observations (..., state_dim + goal_dim), and the plan to remember."""
-    mean, std = policy(networks, agent_state, *jnp.split(obs, [networks.state_dim], axis=-1))
-    proposal = jnp.tanh(mean if deterministic else mean + std * jax.random.normal(key, mean.shape))
-    return agent.follow_plan(memory, proposal, config.action_chunk)
-
-
-def policy(
-    networks: Networks, agent_state: AgentState, state: jax.Array, goal: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Mean and standard deviation, before the tanh, of the policy in states and goals as the env gives them."""
-    state, goal = agent.normalize(agent_state.normalizer, networks.goal_indices, state, goal)
-    return networks.actor.apply(agent_state.params["actor"], state, goal)
-
-
-def propose(networks: Networks, agent_state: AgentState, state: jax.Array, goal: jax.Array) -> jax.Array:
-    """What the deterministic policy does in states (..., state_dim) for goals (..., goal_dim)."""
-    return jnp.tanh(policy(networks, agent_state, state, goal)[0])
 
 
 def energy(
@@ -215,20 +167,16 @@ def draw(
 ) -> goals.Pairs:
     """All pairs of a training step at once, (updates, B)."""
     del agent_state, buffer_state
-    return goals.draw_pairs(config, config.goal_rule, index, key)
+    pairs = goals.draw_pairs(config, config.goal_rule, index, key, config.crosse)
+    return goals.mixed(pairs, config.own_goals, config.other_goals)
 
 
 def gather(action_chunk: int, goal_indices: tuple[int, ...], rows: Row, index: Any, pairs: goals.Pairs) -> Batch:
     """The training pairs at (B,) numbers of rows."""
     del index
-    first = replay_buffer.take(rows.replace(traj_id=None), pairs.row)
+    state, action = replay_buffer.take(rows.state, pairs.row), planning.take_plan(rows, pairs.row, action_chunk)
     future_state = replay_buffer.take(rows.state, pairs.future_row)
-    action = first.action
-    if action_chunk > 1:
-        later = pairs.row[:, None], jnp.arange(action_chunk)
-        plan = replay_buffer.take(rows.action, replay_buffer.later_row(*later, rows.traj_id.shape))
-        action = plan.reshape(plan.shape[0], -1)
-    return Batch(first.state, action, future_state[:, jnp.array(goal_indices)])
+    return Batch(state, action, goals.cross(pairs.crossed, state, future_state[:, jnp.array(goal_indices)]))
 
 
 # Learning.
@@ -247,19 +195,16 @@ def policy_loss(
     `psi` with it, is held fixed."""
     critic = jax.lax.stop_gradient(params["critic"])
     goal, psi = goals.with_other_goals(config.random_goals, goal, jax.lax.stop_gradient(psi))
-    mean, std = networks.actor.apply(params["actor"], state, goal)
-    pre_tanh = mean + std * jax.random.normal(key, mean.shape)
-    log_prob = tanh_gaussian_log_prob(pre_tanh, mean, std)
-    phi = networks.critic.phi(critic, state, jnp.tanh(pre_tanh))
-    energy = networks.critic.energy(phi, psi)
-    alpha = jnp.exp(params["log_alpha"])
-    actor = actor_loss(jax.lax.stop_gradient(alpha), log_prob, energy, config.disable_entropy_actor)
-    if config.exploration_coef:
-        actor += config.exploration_coef * exploration_bonus(config.energy_fn, phi)
+
+    def value(plan: jax.Array) -> jax.Array:
+        phi = networks.critic.phi(critic, state, plan)
+        energy = networks.critic.energy(phi, psi)
+        if not config.exploration_coef:
+            return energy
+        return energy - config.exploration_coef * exploration_bonus(config.energy_fn, phi)
+
     entropy = agent.target_entropy(networks.action_size, config.action_chunk)
-    temperature = temperature_loss(alpha, log_prob, entropy)
-    metrics = {"actor_loss": actor, "alpha_loss": temperature, "alpha": alpha, "entropy": -log_prob}
-    return actor + temperature, metrics
+    return agent.policy_loss(networks.actor, params, key, state, goal, value, entropy, config.disable_entropy_actor)
 
 
 def update(

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from envs.base import GoalEnv, Sizes
-from src import agent, replay_buffer
+from src import agent, goals, replay_buffer
 from src.agent import AgentState
 from src.algorithm import Algorithm, OffPolicyConfig
 from src.algorithms import crl
@@ -48,7 +48,7 @@ def make(config: GCSLConfig, env: GoalEnv) -> Algorithm:
         keep=crl.keep,
         absorb=agent.absorb_states,
         index=replay_buffer.index_futures,
-        draw=partial(crl.draw, config),
+        draw=lambda agent_state, buffer_state, index, key: goals.draw_pairs(config, config.goal_rule, index, key),
         gather=partial(crl.gather, 1, networks.goal_indices),
         update=partial(update, config, networks),
         drawable=lambda index: index.rank[-1],

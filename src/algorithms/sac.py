@@ -17,9 +17,7 @@ from src import agent, hindsight
 from src.agent import TargetAgentState
 from src.algorithm import Algorithm
 from src.critics import Values, least_value, twin_values, value_loss, value_target
-from src.densities import tanh_gaussian_log_prob
 from src.hindsight import Batch, HindsightConfig
-from src.losses import actor_loss, temperature_loss
 from src.networks import Actor, make_trunk
 from utils import RATE, Choice
 
@@ -62,7 +60,7 @@ def make(config: SACConfig, env: GoalEnv) -> Algorithm:
         gather=partial(hindsight.gather, env),
         update=partial(update, config, networks),
         energy=partial(least_value, networks),
-        propose=partial(propose, networks),
+        propose=partial(agent.propose, networks),
         drawable=lambda index: index.rank[-1],
     )
 
@@ -96,22 +94,7 @@ def init(config: SACConfig, networks: Networks, key: jax.Array) -> TargetAgentSt
     return agent.with_targets(fresh, ("critic",))
 
 
-# Acting.
-
-
-def propose(networks: Networks, agent_state: TargetAgentState, state: jax.Array, goal: jax.Array) -> jax.Array:
-    """What the deterministic policy does in states (..., state_dim) for goals (..., goal_dim)."""
-    return jnp.tanh(agent.policy(networks, agent_state, state, goal)[0])
-
-
 # Learning.
-
-
-def sample(actor: Actor, params: Any, key: jax.Array, state: jax.Array, goal: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Actions (B, action_size) of the policy and their log densities (B,)."""
-    mean, std = actor.apply(params, state, goal)
-    pre_tanh = mean + std * jax.random.normal(key, mean.shape)
-    return jnp.tanh(pre_tanh), tanh_gaussian_log_prob(pre_tanh, mean, std)
 
 
 def target_of(
@@ -119,7 +102,7 @@ def target_of(
 ) -> jax.Array:
     """(B,) what the values of a batch should be: reward, then the soft value of the next state."""
     params, targets = agent_state.params, agent_state.targets
-    action, log_prob = sample(networks.actor, params["actor"], key, batch.next_state, batch.goal)
+    action, log_prob = agent.sample(networks.actor, params["actor"], key, batch.next_state, batch.goal)
     values = networks.values.apply(targets["critic"], batch.next_state, batch.goal, action)
     next_value = jnp.min(values, axis=0) - jnp.exp(params["log_alpha"]) * log_prob
     return value_target(batch.reward, batch.terminated, config.discounting, next_value)
@@ -129,13 +112,13 @@ def policy_loss(
     networks: Networks, params: dict[str, Any], batch: Batch, key: jax.Array
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Actor plus temperature loss from one pass of the policy, the critics held fixed, and what to report."""
-    critic, alpha = jax.lax.stop_gradient(params["critic"]), jnp.exp(params["log_alpha"])
-    action, log_prob = sample(networks.actor, params["actor"], key, batch.state, batch.goal)
-    value = jnp.min(networks.values.apply(critic, batch.state, batch.goal, action), axis=0)
-    actor = actor_loss(jax.lax.stop_gradient(alpha), log_prob, value)
-    temperature = temperature_loss(alpha, log_prob, agent.target_entropy(networks.action_size))
-    metrics = {"actor_loss": actor, "alpha_loss": temperature, "alpha": alpha, "entropy": -log_prob}
-    return actor + temperature, metrics
+    critic = jax.lax.stop_gradient(params["critic"])
+
+    def value(action: jax.Array) -> jax.Array:
+        return jnp.min(networks.values.apply(critic, batch.state, batch.goal, action), axis=0)
+
+    entropy = agent.target_entropy(networks.action_size)
+    return agent.policy_loss(networks.actor, params, key, batch.state, batch.goal, value, entropy)
 
 
 def update(
