@@ -30,7 +30,7 @@ import tyro
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any directory
 
-from scripts import results_table
+from scripts import plot, results_table
 from scripts.settings import Row, choose_rows, read_settings
 from src.command_line import command_line, parse
 from src.output import run_command
@@ -86,7 +86,8 @@ def main(args: list[str]) -> int:
     status = 0
     if not config.table_only:
         machine = config.machine or found_machine()
-        jobs = [job for row in rows if row.machine == machine for job in jobs_of(row, config)]
+        runs = results_table.load(run_folders(config))
+        jobs = [job for row in rows if row.machine == machine for job in jobs_of(row, config, runs)]
         if config.dry_run:
             return 0
         status = train(jobs, cores(config.jobs) if machine == "cpu" else [None])
@@ -107,14 +108,15 @@ def run_folders(config: ReproduceConfig) -> list[Path]:
     return [folder for folder in folders if folder.is_dir()]
 
 
-def jobs_of(row: Row, config: ReproduceConfig) -> list[Job]:
+def jobs_of(row: Row, config: ReproduceConfig, runs: Sequence[plot.Run]) -> list[Job]:
     """The trainings that a row still needs; says of each seed what there is to do."""
-    finished = results_table.finished_seeds(row, run_folders(config))
-    seeds = [seed for seed in range(config.seeds or row.seeds) if seed not in finished]
+    finished = results_table.finished_seeds(row, runs)
+    wanted = range(config.seeds or row.seeds)
+    seeds = [seed for seed in wanted if seed not in finished]
     for seed, folder in sorted(finished.items()):
         print(f"{row.name} seed {seed}: finished, {folder}")
-    together = row.machine == "gpu" and not finished  # the seeds of a run that resumes are those it began with
-    groups = [(0, len(seeds))] if together else [(seed, 1) for seed in seeds]
+    # On a GPU all of them, since a program resumes with the seeds that it began with.
+    groups = [(0, len(wanted))] if seeds and row.machine == "gpu" else [(seed, 1) for seed in seeds]
     jobs = [make_job(row, seed, number, config) for seed, number in groups]
     for job in jobs:
         print(f"{job.name}: python {shlex.join(job.command)}")

@@ -81,10 +81,10 @@ def reached(run: plot.Run) -> float:
     return run.columns["env_steps"][-1]
 
 
-def finished_seeds(row: Row, folders: Sequence[Path]) -> dict[int, Path]:
-    """The seeds that runs under the folders have trained to the row's end, with the run's folder."""
-    runs = [run for run in load(folders) if row.describes(run.flags)]
-    return {run.flags["seed"]: run.path.parent for run in runs if reached(run) >= row.config.num_timesteps}
+def finished_seeds(row: Row, runs: Sequence[plot.Run]) -> dict[int, Path]:
+    """The seeds that runs have trained to the row's end, with the run's folder."""
+    own = [run for run in runs if row.describes(run.flags) and reached(run) >= row.config.num_timesteps]
+    return {run.flags["seed"]: run.path.parent for run in own}
 
 
 # The table.
