@@ -20,7 +20,7 @@ import os
 import re
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -523,9 +523,15 @@ def interval_cells(limits: tuple[np.ndarray, np.ndarray] | None) -> dict[str, fl
 # Drawing.
 
 
-def draw(panels: Panels, settings: Sequence[str], metric: str, config: PlotConfig) -> Figure | None:
-    """One panel per environment (or metric, in a dashboard), one colour per setting of `settings`; None if no curve can
-    be drawn."""
+def draw(
+    panels: Panels,
+    settings: Sequence[str],
+    metric: str,
+    config: PlotConfig,
+    published: Mapping[str, float] | None = None,
+) -> Figure | None:
+    """One panel per environment (or metric, in a dashboard), one colour per setting of `settings`; a line at the value
+    that is published of an environment. None if no curve can be drawn."""
     curves: dict[str, dict[str, Curve]] = {}
     for env, by_setting in panels.items():
         for setting, runs in by_setting.items():
@@ -546,6 +552,8 @@ def draw(panels: Panels, settings: Sequence[str], metric: str, config: PlotConfi
         axis = axes[place]
         for setting, curve in by_setting.items():
             handles[setting] = draw_curve(axis, curve, scale, settings.index(setting))
+        if env in (published or {}):
+            draw_level(axis, published[env], "published")
         axis.set_title("" if env == UNKNOWN_ENV and len(curves) == 1 else plain(env))
         axis.margins(x=0.02)
         if metric in SHARES or env in SHARES:
@@ -566,6 +574,13 @@ def draw_curve(axis: Axes, curve: Curve, scale: float, rank: int) -> Line2D:
     if curve.band is not None:
         axis.fill_between(curve.x / scale, *curve.band, color=colour, alpha=0.2, linewidth=0)
     return line
+
+
+def draw_level(axis: Axes, level: float, name: str) -> None:
+    """Draws a horizontal line across the panel, its name above its left end."""
+    axis.axhline(level, color="#555555", linestyle="--", linewidth=0.8)
+    place = {"xy": (0.02, level), "xycoords": axis.get_yaxis_transform(), "xytext": (0, 2)}
+    axis.annotate(name, **place, textcoords="offset points", fontsize=7, color="#555555")
 
 
 def add_legend(figure: Figure, handles: dict[str, Line2D], panels: Panels) -> None:

@@ -90,11 +90,17 @@ def line_count(path: Path, part: str | None) -> int:
     return node.end_lineno - node.lineno + 1
 
 
+def results_table() -> str:
+    """The table of results/table.md, which scripts/reproduce.sh writes."""
+    return "\n".join(line for line in (ROOT / "results/table.md").read_text().splitlines() if line.startswith("|"))
+
+
 # Table -> its file and what makes it.
 TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "flags": ("docs/flags.md", flag_table),
     "environments": ("docs/environments.md", environment_table),
     "reading": ("README.md", reading_table),
+    "results": ("README.md", results_table),
 }
 
 

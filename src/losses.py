@@ -235,7 +235,8 @@ CONTRASTIVE_LOSSES: dict[str, Callable[..., jax.Array]] = {
 
 
 def logit_metrics(logits: jax.Array) -> dict[str, jax.Array]:
-    """What the dashboards show of (B, B) logits: accuracies, means on and off the diagonal, alignment, uniformity.
+    """What the dashboards show of (B, B) logits, as published (https://arxiv.org/abs/2408.11052): accuracies, means on
+    and off the diagonal, and the two halves of `symmetric_infonce`.
 
     Each is (B,), one value per row, whose mean is the metric.
     """
@@ -248,9 +249,9 @@ def logit_metrics(logits: jax.Array) -> dict[str, jax.Array]:
         "categorical_accuracy": (positive > highest_negative).astype(logits.dtype),
         "logits_pos": positive,
         "logits_neg": jnp.mean(logits, axis=1, where=negative),
-        "logsumexp": rows,
-        "l_align": -positive,
-        "l_unif": (rows + columns) / 2,
+        "logsumexp": jnp.square(rows),
+        "l_align": -2 * positive,
+        "l_unif": rows + columns,
     }
 
 

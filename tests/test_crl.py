@@ -202,7 +202,8 @@ def test_the_plain_critic_loss(representations):
     assert metrics["sa_repr_std"] == pytest.approx(norms[0].std(), rel=1e-4)
     assert metrics["g_repr_mean"] == pytest.approx(norms[1].mean(), rel=1e-5)
     assert metrics["g_repr_std"] == pytest.approx(norms[1].std(), rel=1e-4)
-    assert metrics["logsumexp"] == pytest.approx(rows.mean(), rel=1e-5)
+    assert metrics["logsumexp"] == pytest.approx(np.mean(rows**2), rel=1e-5)
+    assert metrics["l_align"] + metrics["l_unif"] == pytest.approx(float(value), rel=1e-5)
 
 
 @pytest.mark.parametrize("no_resubs", [False, True])

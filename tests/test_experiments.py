@@ -60,6 +60,46 @@ LOOPS = {
 }
 
 
+# Script -> its runs, as the flags that each has besides those of all; they need not be flags of one algorithm.
+METHODS = {
+    "baselines": {
+        "crl": "",
+        "sac": "--algorithm sac --her_ratio 0",
+        "sac_her": "--algorithm sac --her_ratio 0.8",
+        "td3": "--algorithm td3 --her_ratio 0",
+        "td3_her": "--algorithm td3 --her_ratio 0.8",
+        "ppo": "--algorithm ppo",
+        "gcsl": "--algorithm gcsl",
+    },
+    "methods": {
+        "crl": "",
+        "crl_chunks": "--action_chunk 3",
+        "crl_twin_critics": "--num_critics 2",
+        "srl": "--algorithm srl",
+        "chrono": "--algorithm chrono",
+    },
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_loop_over_methods_trains_each_with_every_seed_and_draws(loop, name):
+    process, (*trainings, plot) = loop(name, "--env_name", "point")
+    assert process.returncode == 0, process.stderr
+    common = shlex.split("--num_timesteps 10000000 --num_evals 50 --num_envs 512 --episode_length 1000 --log_wandb")
+    expected = [
+        ["training.py", "--resume", "--project_name", "crl", "--group_name", f"{name[:-1]}_experiments"]
+        + ["--exp_name", method, "--seed", seed, *common, *own.split(), "--env_name", "point"]
+        for method, own in METHODS[name].items()
+        for seed in SEEDS
+    ]
+    assert trainings == expected
+    assert plot[:2] == ["scripts/plot.py", f"runs/crl/{name[:-1]}_experiments"]
+    assert plot.count("--metric") == 2  # success and time near the goal
+    for _, *words in trainings:
+        if "--algorithm" not in words or words[words.index("--algorithm") + 1] in ALGORITHMS:
+            parse_config(words, REGISTRIES)  # refuses a flag that the algorithm does not have
+
+
 @pytest.mark.parametrize("name", LOOPS)
 def test_a_loop_trains_every_setting_with_every_seed_and_draws(loop, name):
     process, (*trainings, plot) = loop(name, "--env_name", "ant")

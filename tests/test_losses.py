@@ -374,15 +374,16 @@ def test_logit_metrics_by_hand():
     metrics = losses.logit_metrics(jnp.log(jnp.array([[4.0, 2, 2], [6, 3, 0.5], [1, 1, 0.5]])))
     positives = (math.log(4) + math.log(3) + math.log(0.5)) / 3
     rows = (math.log(8) + math.log(9.5) + math.log(2.5)) / 3
+    squares = (math.log(8) ** 2 + math.log(9.5) ** 2 + math.log(2.5) ** 2) / 3
     columns = (math.log(11) + math.log(6) + math.log(3)) / 3
     expected = {
         "binary_accuracy": 5 / 9,  # positives 4, 3 and negatives 0.5, 1, 1 lie on the right side of log 1 = 0
         "categorical_accuracy": 1 / 3,  # the first row alone has its largest logit on the diagonal
         "logits_pos": positives,
         "logits_neg": (2 * math.log(2) + math.log(6) + math.log(0.5)) / 6,
-        "logsumexp": rows,
-        "l_align": -positives,
-        "l_unif": (rows + columns) / 2,
+        "logsumexp": squares,
+        "l_align": -2 * positives,
+        "l_unif": rows + columns,
     }
     means = {name: np.mean(by_row) for name, by_row in metrics.items()}
     assert means == {name: pytest.approx(value, rel=1e-5) for name, value in expected.items()}

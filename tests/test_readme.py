@@ -102,10 +102,11 @@ if more[:1] == ["--"] and "--" in words:
 os.execv({python!r}, [{python!r}, *words, *more])
 """
 
-# What runs nowhere or elsewhere: the loops in test_experiments.py, the viewer in test_play.py, W&B's own commands in
-# test_sweep.py.
+# What runs nowhere or elsewhere: the loops in test_experiments.py and test_reproduce.py, the viewer in test_play.py,
+# W&B's own commands in test_sweep.py.
 ELSEWHERE = {
     *("scripts/losses.sh --env_name ant", "SEEDS=1 scripts/losses.sh --num_seeds 5", 'SEEDS="1 2 3"'),
+    "scripts/reproduce.sh ENV",
     "python scripts/play.py RUN_DIR",
     # of a run in a maze
     "python scripts/evaluate.py RUN_DIR --eval_gen_distances 10",
