@@ -34,7 +34,7 @@ def main(args: list[str]) -> int:
             devices.join(config)
             batches = seed_batches(config := with_backend(config))
             list_run_dirs(config, [], "w")
-        except ValueError as error:  # ConfigError, and what the environments refuse
+        except (ValueError, OSError) as error:  # ConfigError, what environments and file systems refuse
             print(f"error: {error}", file=sys.stderr)
             return REFUSED
         until_the_end.enter_context(only_first_process_prints())
@@ -71,7 +71,7 @@ def train_batch(config: Config, resume_command: str | None, interruption: Interr
         task, status = None, 0
         try:
             task = prepare(config, locks)
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             status = IN_USE if isinstance(error, InUse) else REFUSED
             print(f"error: {error}", file=sys.stderr)
         resumed_at = task.resumed.position if task and task.resumed else None

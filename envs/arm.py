@@ -32,6 +32,9 @@ class Arm(PhysicsEnv):
 
     Args:
       finger_range: how far a finger opens, in metres. Of the two published versions this is 0.08 in the second.
+
+    Raises:
+      ValueError: fingers that start further open than they can be.
     """
 
     goal_dist = 0.1
@@ -51,6 +54,11 @@ class Arm(PhysicsEnv):
     bins: tuple[Bin, ...] = ()
 
     def __init__(self, backend: str | None = None, use_dense_reward: bool = False, finger_range: float = 0.08):
+        if not finger_range >= self.finger_start:
+            raise ValueError(
+                f"finger_range {finger_range:g} is below finger_start {self.finger_start:g}, how far (m) a finger is "
+                f"open at the start: at least {self.finger_start:g}"
+            )
         self.finger_range = finger_range
         super().__init__(backend, use_dense_reward)
         self._hand = self.link(f"link{len(LINKS)}")

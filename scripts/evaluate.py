@@ -133,7 +133,7 @@ def main(args: list[str]) -> int:
         f"low, high: {100 * config.confidence:g} % intervals, Wilson's for success, bootstrap for time."
     )
     # The run's own files stand for its last policy in its own env.
-    others = (config.params, config.eval_env, config.eval_gen_distances)
+    others = (config.policy_name, config.eval_env, config.eval_gen_distances)
     suffix = "".join(f"_{other}" for other in others if other not in ("last", None, ""))
     path = run_dir / f"evaluation{suffix}.csv"
     try:

@@ -217,7 +217,7 @@ def split_out(out: str) -> tuple[str, str]:
     Raises:
       ConfigError: the ending of a format that is not written.
     """
-    if out.endswith("/") or Path(out).is_dir():
+    if out.endswith("/") or os.path.isdir(out):
         return f"{out}/figure", ""
     ending = re.search(r"\.([A-Za-z]{2,5}|[A-Za-z]{2}[0-9])$", out)
     if ending is None:
@@ -246,9 +246,9 @@ def load_runs(paths: Sequence[str], metrics: Sequence[str]) -> list[Run]:
 
 def find_tables(path: Path) -> list[Path]:
     """The CSV files that an argument stands for, in the order of their names."""
-    if path.is_file():
+    if os.path.isfile(path):  # Path.is_file raises for a name that is too long
         return [path.resolve()]
-    if not path.is_dir():
+    if not os.path.isdir(path):
         warn(f"{path}: no such file or folder")
         return []
     tables, visited, found = [], set(), False

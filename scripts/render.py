@@ -28,7 +28,7 @@ class RenderConfig(TrainedConfig):
     seconds: float = SECONDS
     """How long the video is at most; longer episodes run faster."""
     out: str | None = None
-    """Where to write, without the ending; None is RUN_DIR/videos/last or /best."""
+    """Where to write, without the ending; None is RUN_DIR/videos and the policy's name, such as last."""
 
 
 def check(config: RenderConfig) -> None:
@@ -43,7 +43,7 @@ def main(args: list[str]) -> int:
     if loaded is None:
         return REFUSED
     config, program, agent_state = loaded
-    stem = Path(config.out or Path(config.run_dir) / "videos" / config.params)
+    stem = Path(config.out or Path(config.run_dir) / "videos" / config.policy_name)
     try:
         paths = write_film(stem, film(program, record(program, agent_state), config.show or SHOWN, config.seconds))
     except (RuntimeError, OSError) as error:

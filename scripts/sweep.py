@@ -33,10 +33,10 @@ from optuna.trial import TrialState
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any directory
 
-from scripts.sweep_command import ROOT, ask_training, check_flags  # noqa: E402
+from scripts.sweep_command import ROOT, ask_training, check_flags, flag_of  # noqa: E402
 from scripts.sweep_file import check_name, one_line, read_sweep  # noqa: E402
 from scripts.sweep_space import LARGEST_GRID, grid_size, settings_of  # noqa: E402
-from scripts.sweep_study import STORAGE_ERRORS, open_study, opened_storage, origin, retry, sqlite_url  # noqa: E402
+from scripts.sweep_study import STORAGE_ERRORS, check_url, open_study, opened_storage, origin, retry, sqlite_url  # noqa: E402
 from scripts.sweep_worker import SIGNALS, Sweep, flags_text, is_dry, make_folder  # noqa: E402
 from src.command_line import parse  # noqa: E402
 from src.output import run_command  # noqa: E402
@@ -146,10 +146,11 @@ def set_here(sweep: dict[str, Any]) -> list[str]:
     Raises:
       ConfigError: one of them is searched.
     """
-    words = {word.partition("=")[0] for word in sweep.get("command", ())}
-    found = [flag for flag in SET_HERE if flag in sweep["parameters"] or f"--{flag}" in words]
+    specs = {flag_of(name): spec for name, spec in sweep["parameters"].items()}
+    words = {flag_of(word) for word in sweep.get("command", ()) if word.startswith("--")}
+    found = [flag for flag in SET_HERE if flag in specs.keys() | words]
     for flag in found:
-        if sweep["parameters"].get(flag, {}).get("distribution", "constant") != "constant":
+        if specs.get(flag, {}).get("distribution", "constant") != "constant":
             raise ConfigError(f"{flag} cannot be searched, sweep.py sets it: it is {SET_HERE[flag]}")
     return found
 
@@ -177,9 +178,11 @@ def start(config: SweepConfig, more: list[str]) -> int:
     ignored = set_here(sweep)
     check_flags(sweep, more, ask_training)
     folder = Path(config.output_dir) / "sweeps"
+    if config.storage is not None:
+        check_url(config.storage)
     if config.slurm or config.storage is None:
         make_folder(folder)
-    url = config.storage or sqlite_url((folder / f"{name}.db").resolve())
+    url = config.storage if config.storage is not None else sqlite_url((folder / f"{name}.db").resolve())
     if config.slurm:
         return write_slurm_script(folder / f"{name}.sbatch", slurm_script(config, name, url, runs, more))
     if ignored:

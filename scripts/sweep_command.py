@@ -11,6 +11,7 @@ import os
 import random
 import re
 import reprlib
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -46,6 +47,11 @@ def argument(value: Any, where: str) -> str:
     raise ConfigError(f"{where} {ascii(value)[:60]}: {reason}")
 
 
+def flag_of(word: str) -> str:
+    """The flag that a parameter's name or a word of a command stands for: --h-dim=16, h-dim and h_dim are one."""
+    return word.partition("=")[0].removeprefix("--").replace("-", "_")
+
+
 # The program.
 
 # What JaxGCRL calls it today -> what the published benchmark called it, which is what it is called here.
@@ -77,7 +83,7 @@ def find_program(program: str, command: list[str], parameters: dict[str, Spec]) 
       ConfigError: there is none, or the sweep file speaks of it by names that are gone.
     """
     path = os.path.expanduser(program)
-    found = next((folder / path for folder in (ROOT, Path.cwd()) if (folder / path).is_file()), None)
+    found = next((folder / path for folder in (ROOT, Path.cwd()) if os.path.isfile(folder / path)), None)
     if Path(program).name in GONE_PROGRAMS and found is None:
         gone = [f"program {program} (now training.py)", *_gone(command, parameters)]
     elif found is None:
@@ -100,8 +106,8 @@ def _gone(command: list[str], parameters: dict[str, Spec]) -> list[str]:
     found = [
         f"{name} after ${{program}} (now --algorithm {name})" for name in GONE_WORDS if ("${program}", name) in pairs
     ]
-    flags = [word[2:].partition("=")[0] for word in command if word.startswith("--")]
-    for flag in dict.fromkeys((*flags, *parameters)):
+    flags = [word for word in command if word.startswith("--")]
+    for flag in dict.fromkeys(map(flag_of, (*flags, *parameters))):
         if flag in GONE_FLAGS:
             found.append(f"{flag} (now {GONE_FLAGS[flag]})")
     for flag, successors in GONE_VALUES.items():
@@ -148,6 +154,20 @@ def check_command(command: Any) -> list[str]:
     if not any(f"${{{name}}}" in words for name in (*ARGUMENTS, "args_json_file")):
         raise ConfigError("command: nothing hands the parameters on: add ${args}")
     return words
+
+
+def search_path() -> str:
+    """Where the first word of a command is looked for; `python` is the one that runs here."""
+    return os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+
+
+def check_start(words: list[str], program: str) -> None:
+    """Raises ConfigError unless the first word of a command can be started."""
+    first = expand(words[:1], program, {}, Path())
+    if len(first) != 1 or shutil.which(first[0], path=search_path()) is None:
+        raise ConfigError(
+            f"command: {shown(words[0])} cannot be started: begin with ${{interpreter}}, or ${{env}} and python"
+        )
 
 
 def _check_macros(word: str) -> None:

@@ -11,7 +11,15 @@ from typing import Any
 
 import yaml
 
-from scripts.sweep_command import argument, check_command, find_program, shown
+from scripts.sweep_command import (
+    DEFAULT_COMMAND,
+    argument,
+    check_command,
+    check_start,
+    find_program,
+    flag_of,
+    shown,
+)
 from scripts.sweep_space import DISTRIBUTIONS, MIN_MAX, SPEC_KEYS, Spec, grid_values, multiples
 from utils import ConfigError, unknown
 
@@ -86,9 +94,10 @@ def _checked(content: Any) -> dict[str, Any]:
         sweep["command"] = check_command(sweep["command"])
     program = sweep.get("program", "training.py")
     sweep["program"] = str(find_program(program, sweep.get("command", []), sweep["parameters"]))
-    words = [word.partition("=")[0] for word in sweep.get("command", ())]
-    if "project" in sweep and ("project_name" in sweep["parameters"] or "--project_name" in words):
+    flags = [*sweep["parameters"], *(word for word in sweep.get("command", ()) if word.startswith("--"))]
+    if "project" in sweep and "project_name" in map(flag_of, flags):
         raise ConfigError("project and project_name are the same flag: leave one of them out")
+    check_start(sweep.get("command", DEFAULT_COMMAND), sweep["program"])
     return sweep
 
 
@@ -162,6 +171,10 @@ def _parameters(parameters: Any, method: str) -> dict[str, Spec]:
     for name in parameters:
         if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]{0,99}", name):
             raise ConfigError(f"parameters: {shown(name)} is no flag's name: letters, digits and underscores")
+    first: dict[str, str] = {}
+    for name in parameters:
+        if first.setdefault(flag_of(name), name) != name:
+            raise ConfigError(f"{first[flag_of(name)]} and {name} are the same flag: leave one of them out")
     specs = {name: _parameter(name, spec) for name, spec in parameters.items()}
     for name, spec in specs.items():
         if spec["distribution"] == "categorical_w_probabilities" and method != "random":

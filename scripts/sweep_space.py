@@ -148,8 +148,8 @@ def _times(count: int, q: int | float) -> int | float:
 
 
 def samples(spec: Spec) -> list[Any]:
-    """Values that show what a parameter can be: all of a list; of a range those at both ends or near them, where a
-    range of reals may end in a number that is never drawn."""
+    """Values that show what a parameter can be: all of a list; of a range those at both ends, or near them where it may
+    end in a number that is never drawn; of multiples also one beside another."""
     kind = spec["distribution"]
     if kind == "constant":
         return [spec["value"]]
@@ -158,13 +158,16 @@ def samples(spec: Spec) -> list[Any]:
         return [value for value, share in zip(spec["values"], likely, strict=True) if share]
     if kind == "int_uniform":
         return [spec["min"], spec["max"]]
+    if kind.startswith("q_") and "min" in spec:
+        first, last = multiples(spec)
+        return [_times(count, spec.get("q", 1)) for count in sorted({first, min(first + 1, last), last})]
     if "min" not in spec:
-        return [value_of(spec, 0.5)]
+        found = [value_of(spec, quantile) for quantile in (0.05, 0.5, 0.95)]
+        return [*found, _quantised(spec, found[1] + spec.get("q", 1))] if kind.startswith("q_") else found
     low, high = DISTRIBUTIONS[kind].bounds(spec)
-    near = 0.0 if kind.startswith("q_") else 0.01
     if DISTRIBUTIONS[kind].log:
-        return [value_of(spec, low * (high / low) ** share) for share in (near, 1 - near)]
-    return [value_of(spec, low + share * (high - low)) for share in (near, 1 - near)]
+        return [value_of(spec, low * (high / low) ** share) for share in (0.01, 0.99)]
+    return [value_of(spec, low + share * (high - low)) for share in (0.01, 0.99)]
 
 
 # Grids.

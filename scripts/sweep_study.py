@@ -38,6 +38,12 @@ def database_errors(url: str) -> Iterator[None]:
         raise kind(one_line(f"cannot open {url}: {error}")) from None
 
 
+def check_url(url: str) -> None:
+    """Raises ConfigError for what is no URL of a database."""
+    with database_errors(url):
+        sqlalchemy.make_url(url)
+
+
 def sqlite_url(path: Path) -> str:
     """The URL of a database file, whatever signs its path has."""
     return sqlalchemy.URL.create("sqlite", database=str(path)).render_as_string()

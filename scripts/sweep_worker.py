@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import optuna
 from optuna.trial import TrialState
 
-from scripts.sweep_command import DEFAULT_COMMAND, expand
+from scripts.sweep_command import DEFAULT_COMMAND, expand, search_path
 from scripts.sweep_file import one_line
 from scripts.sweep_space import settings_of, suggest
 from scripts.sweep_study import CONTINUES, STORAGE_ERRORS, heartbeat, origin
@@ -254,8 +254,7 @@ class Sweep:
         return ended
 
     def _attempt(self, trial: optuna.Trial, command: list[str], log: Path, device: str | None) -> tuple[int, str]:
-        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
-        environment = os.environ | {"PATH": path}  # so that `python` in a command section is this one
+        environment = os.environ | {"PATH": search_path()}
         if device is not None:
             environment["CUDA_VISIBLE_DEVICES"] = device
         if "entity" in self.sweep:

@@ -109,16 +109,20 @@ def update_moments(normalizer: Normalizer | None, states: jax.Array) -> Normaliz
     return Normalizer(count, normalizer.mean + shift * added / count, normalizer.squares + squares)
 
 
+def scales(normalizer: Normalizer) -> tuple[jax.Array, jax.Array]:
+    """(state_dim,) mean and standard deviation that states are scaled by."""
+    std = jnp.sqrt(normalizer.squares / jnp.maximum(normalizer.count, 1.0))
+    return normalizer.mean, jnp.where(normalizer.count > 0, jnp.maximum(std, _MIN_STD), 1.0)
+
+
 def normalize(
     normalizer: Normalizer | None, goal_indices: tuple[int, ...], state: jax.Array, goal: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """State and goal as the networks see them."""
     if normalizer is None:
         return state, goal
-    std = jnp.sqrt(normalizer.squares / jnp.maximum(normalizer.count, 1.0))
-    std = jnp.where(normalizer.count > 0, jnp.maximum(std, _MIN_STD), 1.0)
-    at = jnp.array(goal_indices)
-    return (state - normalizer.mean) / std, (goal - normalizer.mean[at]) / std[at]
+    (mean, std), at = scales(normalizer), jnp.array(goal_indices)
+    return (state - mean) / std, (goal - mean[at]) / std[at]
 
 
 # Acting by a tanh-Gaussian actor; `networks` is any tuple that has `actor`, `state_dim` and `goal_indices`.

@@ -12,6 +12,7 @@ from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 from flax import struct
 
 from envs.base import GoalEnv
@@ -80,6 +81,8 @@ class Algorithm(NamedTuple):
       propose: agent state, state, goal -> what `energy` judges, the deterministic action. Needed with `energy`.
       explore: as `act`, without its last argument: how to act in training, where that differs from sampling.
       drawable: index -> () how many rows can be drawn; None where every row can.
+      actor: the network of `params["actor"]`, a trunk and a linear layer whose first numbers after a tanh are the
+        deterministic action or plan, for state and goal as `agent.normalize` scales them. Needed by scripts/export.py.
     """
 
     init: Callable[..., Any]
@@ -95,6 +98,7 @@ class Algorithm(NamedTuple):
     propose: Callable[..., jax.Array] | None = None
     explore: Callable[..., tuple[jax.Array, Any]] | None = None
     drawable: Callable[[Any], jax.Array] | None = None
+    actor: nn.Module | None = None
 
 
 class Method(NamedTuple):

@@ -6,6 +6,7 @@ A checkpoint is a folder RUN_DIR/checkpoints/ENV_STEPS/ with `state/`, the array
 
 import errno
 import json
+import logging
 import os
 import shutil
 import threading
@@ -152,6 +153,7 @@ def _orbax() -> Any:
     nothing to write."""
     import orbax.checkpoint as orbax
 
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # what fails is raised; Orbax also logs it, with tracebacks
     alone = orbax.options.MultiprocessingOptions(
         primary_host=jax.process_index(),
         active_processes={jax.process_index()},

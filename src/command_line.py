@@ -178,14 +178,20 @@ def whole_numbers(args: list[str], fields: tuple[dataclasses.Field, ...]) -> lis
     return written
 
 
-def whole_number(field: dataclasses.Field, text: str) -> str:
-    """The digits of a whole number, however it is written."""
-    try:
+def read_whole(text: str) -> int | None:
+    """The whole number that a text stands for, however it is written: 1000, 1_000, 1e3, 1000.0; None if it is none."""
+    with contextlib.suppress(decimal.InvalidOperation, OverflowError, ValueError):  # no number; infinite
         number = decimal.Decimal(text)
         if number == number.to_integral_value() and number.adjusted() < 1000:
-            return str(int(number))
-    except (decimal.InvalidOperation, OverflowError, ValueError):  # no number; infinite
-        pass
+            return int(number)
+    return None
+
+
+def whole_number(field: dataclasses.Field, text: str) -> str:
+    """The digits of a whole number."""
+    number = read_whole(text)
+    if number is not None:
+        return str(number)
     near = round(float(text)) if re.fullmatch(r"-?\d{1,15}\.\d+", text) else field.default
     remedy = "" if near is None else f", {near} would be"
     raise ConfigError(f"--{field.name} {text[:60]!r} is no whole number{remedy}")

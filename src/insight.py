@@ -22,7 +22,7 @@ from envs.render import wall_boxes
 from src.evaluator import Episodes
 from src.output import read_rows, survives
 from src.program import Program
-from utils import Config
+from utils import Config, replacing
 
 Records = list[dict[str, str]]
 
@@ -45,7 +45,8 @@ def draw_all(
         with matplotlib.rc_context(STYLE):
             figure = PICTURES[name](program, agent_state, episodes, rows)
             if figure is not None:
-                figure.savefig(path, dpi=150)
+                with replacing(path) as temporary:  # a full disk leaves no half of a picture
+                    figure.savefig(temporary, format="png", dpi=150)
                 paths.append(path)
 
     worked = [survives(f"picture {name}", functools.partial(draw, name), "the others are drawn") for name in PICTURES]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -19,6 +20,32 @@ def _layer(x: jax.Array, h_dim: int, use_ln: bool, activation: Callable[[jax.Arr
     return activation(nn.LayerNorm()(x) if use_ln else x)
 
 
+class Layer(NamedTuple):
+    """One layer of a trained network, for who computes it without this code.
+
+    Attributes:
+      kernel, bias: (inputs, units), (units,).
+      scale, shift: (units,) of the LayerNorm before the activation; None without one.
+      activation: its name.
+      skip: the input of so many layers, this one the last, is added to what comes out; 0 adds nothing.
+    """
+
+    kernel: jax.Array
+    bias: jax.Array
+    scale: jax.Array | None
+    shift: jax.Array | None
+    activation: str
+    skip: int = 0
+
+
+def _trained_layer(
+    params: dict[str, Any], number: int, activation: Callable[[jax.Array], jax.Array], skip: int = 0
+) -> Layer:
+    """The `_layer` of this number in a module's parameters."""
+    dense, norm = params[f"Dense_{number}"], params.get(f"LayerNorm_{number}", {})
+    return Layer(dense["kernel"], dense["bias"], norm.get("scale"), norm.get("bias"), activation.__name__, skip)
+
+
 class MLP(nn.Module):
     """`n_hidden` layers of `h_dim` units, LayerNorm before each activation with `use_ln`."""
 
@@ -32,6 +59,10 @@ class MLP(nn.Module):
         for _ in range(self.n_hidden):
             x = _layer(x, self.h_dim, self.use_ln, self.activation)
         return x
+
+    def layers(self, params: dict[str, Any]) -> list[Layer]:
+        """What `__call__` computes with these parameters, layer by layer."""
+        return [_trained_layer(params, number, self.activation) for number in range(self.n_hidden)]
 
 
 class ResidualMLP(nn.Module):
@@ -53,6 +84,14 @@ class ResidualMLP(nn.Module):
                 x = _layer(x, self.h_dim, self.use_ln, nn.swish)
             x = x + skip
         return x
+
+    def layers(self, params: dict[str, Any]) -> list[Layer]:
+        """What `__call__` computes with these parameters, layer by layer."""
+        layers = [_trained_layer(params, number, nn.swish) for number in range(self.n_hidden)]
+        for first in range(1, self.n_hidden, 2):
+            last = min(first + 2, self.n_hidden) - 1
+            layers[last] = layers[last]._replace(skip=last - first + 1)
+        return layers
 
 
 class _Block(nn.Module):
@@ -91,6 +130,15 @@ class DeepResidualMLP(nn.Module):
         blocks = nn.scan(block, variable_axes={"params": 0}, split_rngs={"params": True}, length=length)
         x, _ = blocks(self.h_dim, self.use_ln, name="blocks")(x, None)
         return x
+
+    def layers(self, params: dict[str, Any]) -> list[Layer]:
+        """What `__call__` computes with these parameters, layer by layer."""
+        layers = [_trained_layer(params, 0, nn.swish)]
+        for number in range(self.n_hidden // _LAYERS_OF_A_BLOCK):
+            block = jax.tree.map(lambda stacked, number=number: stacked[number], params["blocks"])
+            inside = [_trained_layer(block, within, nn.swish) for within in range(_LAYERS_OF_A_BLOCK)]
+            layers += [*inside[:-1], inside[-1]._replace(skip=_LAYERS_OF_A_BLOCK)]
+        return layers
 
 
 NETWORKS: dict[str, Callable[..., nn.Module]] = {

@@ -93,7 +93,7 @@ def take_plan(rows: Any, row: jax.Array, length: int) -> jax.Array:
 # Acting; `networks` is any tuple that has `actor`, `state_dim`, `action_size` and `goal_indices`.
 
 
-def acting(config: PlanningConfig, networks: Any, energy: Callable[..., jax.Array]) -> dict[str, Callable]:
+def acting(config: PlanningConfig, networks: Any, energy: Callable[..., jax.Array]) -> dict[str, Any]:
     """The fields of an `Algorithm` that act; `energy` judges plans as there."""
     return {
         "init_memory": partial(init_plan, length=config.action_chunk, action_size=networks.action_size),
@@ -101,6 +101,7 @@ def acting(config: PlanningConfig, networks: Any, energy: Callable[..., jax.Arra
         "explore": partial(act, config, networks, best_of=config.best_of, energy=energy),
         "energy": energy,
         "propose": partial(agent.propose, networks),
+        "actor": networks.actor,
     }
 
 

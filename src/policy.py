@@ -14,6 +14,7 @@ action, memory = policy(obs, memory)
 """
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ import jax.numpy as jnp
 from src.algorithm import policy_of
 from src.algorithms import ALGORITHMS
 from src.checkpoint import BEST_PARAMS_FILE, PARAMS_FILE, load_params
+from src.command_line import read_whole
 from src.program import Program, make_program, on_one_device
 from utils import ConfigError, derive_schedule, read_config
 
@@ -63,14 +65,14 @@ def find_params(run_dir: Path, params: str) -> Path:
     kept = sorted((run_dir / "policies").glob("*.npz"))
     if params in PARAMS_FILES:
         candidates = [run_dir / PARAMS_FILES[params]]
-    elif params.replace("_", "").isdigit():
-        candidates = [path for path in kept if path.stem.isdigit() and int(path.stem) == int(params)]
     else:
-        candidates = [Path(params).expanduser(), run_dir / params]
-    found = next((path for path in candidates if path.is_file()), None)
+        env_steps = read_whole(params)
+        candidates = [path for path in kept if env_steps == read_whole(path.stem)] if env_steps is not None else []
+        candidates += [Path(os.path.expanduser(params)), run_dir / params]
+    found = next((path for path in candidates if os.path.isfile(path)), None)
     if found is None:
         saved = [name for name, file in PARAMS_FILES.items() if (run_dir / file).is_file()]
-        saved += [str(int(path.stem)) for path in kept if path.stem.isdigit()]
+        saved += [str(env_steps) for path in kept if (env_steps := read_whole(path.stem)) is not None]
         offer = f"there are {', '.join(saved)}" if saved else "the first evaluation leaves one"
         raise ConfigError(f"{run_dir} holds no policy {params!r}: {offer}")
     return found

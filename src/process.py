@@ -4,6 +4,7 @@ import contextlib
 import os
 import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -62,14 +63,24 @@ def only_first_process_prints() -> Iterator[None]:
 
 def enable_compilation_cache() -> str:
     """Turns on JAX's persistent cache and returns its folder: $JAX_COMPILATION_CACHE_DIR, or one under the user's
-    cache; "off" where the user has no home."""
+    cache; "off" where the user has no home, or none to write in."""
     folder = os.environ.get("JAX_COMPILATION_CACHE_DIR", "")
     try:
         folder = folder or str(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "crl" / "jax")
-    except RuntimeError as error:
-        print(f"warning: no compilation cache: {error} JAX_COMPILATION_CACHE_DIR names a folder", file=sys.stderr)
+        if "://" not in folder:  # JAX takes URLs of storage services too
+            _require_writable(Path(folder))
+    except (RuntimeError, OSError) as error:  # else JAX would warn at every program
+        reason = str(error).rstrip(".")
+        print(f"warning: no compilation cache: {reason}; JAX_COMPILATION_CACHE_DIR names a folder", file=sys.stderr)
         return "off"
     jax.config.update("jax_compilation_cache_dir", folder)
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     return folder
+
+
+def _require_writable(folder: Path) -> None:
+    """Raises OSError if the folder cannot be made, or nothing can be written into it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        pass

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import os
 from pathlib import Path
 
 import jax
@@ -110,7 +111,7 @@ def resumed_path(config: Config) -> Path | None:
     if config.resume is None:
         return None
     path = _newest_run(config) if config.resume == NEWEST else Path(config.resume)
-    return path and path.resolve()  # the other seeds lie beside the folder, not beside a link to it
+    return path and Path(os.path.realpath(path))  # the other seeds lie beside the folder, not beside a link to it
 
 
 def _run_dir(path: Path) -> Path:

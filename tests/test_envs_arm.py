@@ -415,3 +415,14 @@ def test_an_unknown_level_is_refused():
     ):
         ArmPush("eazy")
     assert ArmGrasp().goal_dim == 7
+
+
+@pytest.mark.parametrize("build", [ArmReach, ArmGrasp, lambda **sizes: ArmPush("easy", **sizes)])
+@pytest.mark.parametrize(("finger_range", "shown"), [(0.03, "0.03"), (0.0, "0"), (-0.08, "-0.08"), (np.nan, "nan")])
+def test_fingers_that_start_further_open_than_they_can_be_are_refused(build, finger_range, shown):
+    with pytest.raises(ValueError, match=f"^finger_range {shown} is below finger_start 0.04, .*: at least 0.04$"):
+        build(finger_range=finger_range)
+
+
+def test_fingers_may_start_wide_open():
+    assert ArmGrasp(finger_range=0.04).finger_range == 0.04

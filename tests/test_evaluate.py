@@ -5,6 +5,7 @@ import csv
 import numpy as np
 import pytest
 from conftest import ProbeEnv, registered
+from drawing import drawn_run
 
 from scripts import evaluate
 from scripts.evaluate import EvaluateConfig, distance_bins, scores, table_rows
@@ -80,9 +81,22 @@ def test_another_policy_or_env_leaves_files_of_its_own(finished_run, capsys, mon
     assert "far, policy of" in capsys.readouterr().out
 
 
+def test_a_kept_policy_is_named_by_its_env_steps_or_its_file(tmp_path, capsys, monkeypatch):
+    run_dir = drawn_run(tmp_path, keep_policies=2)
+    kept = sorted((run_dir / "policies").iterdir())[0]
+    monkeypatch.setattr(insight, "PICTURES", {})
+    with registered(probe=ProbeEnv):
+        for params in (str(int(kept.stem)), f"{int(kept.stem)}.0", str(kept)):
+            assert evaluate.main([str(run_dir), "--episodes", "9", "--params", params]) == 0
+            (run_dir / f"evaluation_{int(kept.stem)}.csv").unlink()
+        assert evaluate.main([str(run_dir), "--params", "7"]) == 2
+    assert "holds no policy '7': there are last, best" in capsys.readouterr().err
+
+
 def test_requests_that_cannot_be_carried_out(tmp_path, capsys):
     for args, text in (
         ([str(tmp_path)], "is not a run folder"),
+        (["x" * 300], "is not a run folder"),
         ([str(tmp_path), "--episodes", "0"], "--episodes 0 is out of range"),
         ([str(tmp_path), "--episodes", "100001"], "--episodes 100001 is out of range"),
         ([str(tmp_path), "--confidence", "95"], "inside (0, 1)"),

@@ -89,6 +89,17 @@ def test_a_disk_that_stays_full_ends_in_status_1(monkeypatch, small_disk, capsys
     assert [path.name for path in list_checkpoints(run_dir)] == ["000000000000"]
 
 
+def test_a_disk_without_room_for_a_checkpoint_costs_a_line_each(tmp_path):
+    """Orbax would log each failure with its tracebacks besides."""
+    process = start_process(tiny(output_dir=str(tmp_path)))
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (4096, 4096))
+    output = process.communicate(timeout=120)[0]
+    assert process.returncode == FAILED
+    assert output.count("warning: checkpoint failed, training continues") == 3 and "ERROR:absl" not in output
+    (run_dir,) = run_dirs(tmp_path)
+    assert len(read_rows(run_dir / "metrics.csv", 10**9)) == 3 and not list_checkpoints(run_dir)
+
+
 def test_a_disk_that_turns_read_only_is_survived(monkeypatch, small_disk, capsys):
     def change(flag):
         return lambda recorder: subprocess.run(["chattr", "-R", flag, str(small_disk)], check=True)
@@ -276,11 +287,13 @@ def no_home():
     ("variables", "folder"),
     [
         ({"JAX_COMPILATION_CACHE_DIR": "cache"}, "cache"),
-        ({"JAX_COMPILATION_CACHE_DIR": "cache", "XDG_CACHE_HOME": "/other"}, "cache"),
-        ({"XDG_CACHE_HOME": "/var/cache"}, "/var/cache/crl/jax"),
+        ({"JAX_COMPILATION_CACHE_DIR": "cache", "XDG_CACHE_HOME": "other"}, "cache"),
+        ({"JAX_COMPILATION_CACHE_DIR": "gs://bucket/cache"}, "gs://bucket/cache"),
+        ({"XDG_CACHE_HOME": "other"}, "other/crl/jax"),
     ],
 )
-def test_a_home_is_asked_for_only_where_it_is_needed(monkeypatch, cache_settings, variables, folder):
+def test_a_home_is_asked_for_only_where_it_is_needed(monkeypatch, tmp_path, cache_settings, variables, folder):
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(Path, "home", no_home)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
@@ -292,6 +305,18 @@ def test_without_a_home_there_is_no_cache_and_one_line(monkeypatch, cache_settin
     monkeypatch.setattr(Path, "home", no_home)
     assert process.enable_compilation_cache() == "off"
     assert "jax_compilation_cache_dir" not in cache_settings
+    error = capsys.readouterr().err
+    assert error.startswith("warning: no compilation cache: ") and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("home", ["/proc", "file", "/dev/null", "x" * 300, "loop"])
+def test_a_home_that_cannot_be_written_costs_the_cache(monkeypatch, tmp_path, cache_settings, home, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    Path("loop").symlink_to("loop")
+    monkeypatch.setenv("HOME", home)
+    assert process.enable_compilation_cache() == "off"
+    assert cache_settings == {}
     error = capsys.readouterr().err
     assert error.startswith("warning: no compilation cache: ") and error.count("\n") == 1
 

@@ -1,6 +1,8 @@
 """Pictures of what was learned: the right numbers at the right places, axes with units, nothing where there is none."""
 
 import dataclasses
+import errno
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -114,6 +116,18 @@ def test_a_picture_that_fails_costs_no_other(tmp_path, monkeypatch, capsys):
     assert not complete and [path.name for path in paths] == ["reached_goals_best.png"] and paths[0].exists()
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("warning: picture energy failed, the others are drawn (ZeroDivisionError")
+
+
+def test_a_full_disk_leaves_no_half_of_a_picture(tmp_path, monkeypatch, capsys):
+    (tmp_path / "energy.png").write_bytes(b"old")
+
+    def half(figure, path, **options):
+        Path(path).write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(insight.Figure, "savefig", half)
+    assert draw_all(tmp_path, *make()) == ([], False)
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("energy.png", b"old")]
 
 
 def test_the_goal_plane_is_named_after_the_env_it_is_of():

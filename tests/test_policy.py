@@ -98,7 +98,7 @@ def test_a_policy_is_chosen_by_name_by_env_steps_or_by_file(run_dir, tmp_path):
     }
     for seed, path in enumerate(places.values(), start=20):
         save_params(path, trained(seed=seed))
-    spellings = {"last": 5, "best": 20, "800": 21, "000000000800": 21, "12_000": 22, str(elsewhere): 23}
+    spellings = {"last": 5, "best": 20, "800": 21, "000000000800": 21, "12_000": 22, "1.2e4": 22, str(elsewhere): 23}
     spellings |= {"policies/000000000800.npz": 21, str(run_dir / "params.npz"): 5}
     for params, seed in spellings.items():
         expected = expected_actions(seed=seed)
@@ -107,8 +107,9 @@ def test_a_policy_is_chosen_by_name_by_env_steps_or_by_file(run_dir, tmp_path):
         np.testing.assert_array_equal(agent_state.normalizer.mean, trained(seed=seed).normalizer.mean)
     with pytest.raises(ConfigError, match=r"no policy '900': there are last, best, 800, 12000$"):
         load_policy(run_dir, params="900")
-    with pytest.raises(ConfigError, match=r"no policy 'wurst.npz': there are last"):
-        load_trained(run_dir, "wurst.npz")
+    for nothing in ("wurst.npz", "", ".", "\u00b2", "8_", "nan", "inf", "~nobody/x.npz", "x" * 300):
+        with pytest.raises(ConfigError, match=rf"no policy {nothing!r}: there are last"):
+            load_trained(run_dir, nothing)
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path):

@@ -79,6 +79,7 @@ SMALL = {
     "scripts/benchmark.py scale": [],
     "scripts/crash_test.py": ["--kills", "4", f"--flags={shlex.join([*TRAINING, *MANY_CHECKPOINTS])}"],
     "scripts/evaluate.py": ["--episodes", "4"],
+    "scripts/export.py": [],
     "scripts/gallery.py": [],
     "scripts/plot.py": [],
     "scripts/render.py": ["--seconds", "1"],
@@ -208,3 +209,12 @@ def test_a_policy_is_loaded_as_shown(clone):
     exec(code, names)
     assert names["action"].shape == (3, 2)
     assert np.all(np.abs(names["action"]) <= 1)
+
+
+@pytest.mark.slow
+def test_an_export_is_loaded_as_shown(clone):
+    """By the loader as it lies there, in a process without the repository."""
+    code = next(block for block in re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL) if "ExportedPolicy" in block)
+    clone('python scripts/export.py "$RUN_DIR" --out elsewhere/policy.npz; cp scripts/exported_policy.py elsewhere')
+    program = f"import numpy\nobs = numpy.zeros((3, 13))\n{code}\nassert action.shape == (3, 2)"  # reacher: 10 + 3
+    clone(f"cd elsewhere; {sys.executable} -c {shlex.quote(program)}")

@@ -244,6 +244,17 @@ def test_a_home_that_does_not_exist_is_refused(capsys):
     assert "--output_dir ~nobody-here/runs: " in refusal(capsys, "--output_dir=~nobody-here/runs")
 
 
+@pytest.mark.parametrize("flag", ["--resume=", "--output_dir=", "--resume --output_dir="])
+@pytest.mark.parametrize("name", ["x" * 300, "loop", "loop/runs", "file/runs"])
+def test_paths_that_the_system_refuses_are_refused_in_one_line(monkeypatch, tmp_path, capsys, flag, name):
+    monkeypatch.chdir(tmp_path)
+    Path("loop").symlink_to("loop")
+    Path("file").touch()
+    line = refusal(capsys, *arguments(tiny(num_evals=1)), *f"{flag}{name}".split())
+    assert name.partition("/")[0] in line
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "loop"]
+
+
 def test_run_folders_are_listed_before_training(monkeypatch, tmp_path):
     """Those of all batches by its end, and those of finished runs too."""
     listed = tmp_path / "folders.txt"

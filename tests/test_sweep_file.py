@@ -201,6 +201,10 @@ NAMES = [
     ("{value: 1}", {"parameters": {"h dim": {"value": 1}}}, "'h dim' is no flag's name"),
     ("{value: 1}", {"parameters": {"--h_dim": {"value": 1}}}, "'--h_dim' is no flag's name"),
     ("{value: 1}", {"parameters": {True: {"value": 1}}}, "True is no flag's name"),
+    ("", {"parameters": {"h_dim": {"value": 1}, "h-dim": {"value": 2}}}, "h_dim and h-dim are the same flag"),
+    ("{value: 1}", {"parameters": {"exp-name": {"values": ["a", "b"]}}}, "exp_name cannot be searched"),
+    ("{value: 1}", {"project": "p", "parameters": {"project-name": {"value": "q"}}}, "are the same flag"),
+    ("{value: 1}", {"parameters": {"total-env-steps": {"value": 9}}}, "total_env_steps .now num_timesteps"),
 ]
 GRID = {"method": "grid", "run_cap": None}
 VALUES = [
@@ -255,11 +259,16 @@ VALUES = [
     ("{value: 1}", {"parameters": {}}, "it has no parameters"),
     ("{value: 1}", {"parameters": [1]}, "it has no parameters"),
     ("{value: 1}", {"program": "nothing.py"}, "program nothing.py: no such file"),
+    ("{value: 1}", {"program": "x" * 300}, "no such file"),
     ("{value: 1}", {"program": ["training.py"]}, "is no text"),
     ("{value: 1}", {"command": "python training.py"}, "must be a list of words"),
     ("{value: 1}", {"command": []}, "must be a list of words"),
     ("{value: 1}", {"command": ["${program}", None, "${args}"]}, "None is no word"),
     ("{value: 1}", {"command": ["${env}", "${program}"]}, "nothing hands the parameters on"),
+    ("{value: 1}", {"command": ["no-such-program", "${program}", "${args}"]}, "'no-such-program' cannot be started"),
+    ("{value: 1}", {"command": ["bash -c python", "${program}", "${args}"]}, "cannot be started: begin with"),
+    ("{value: 1}", {"command": ["WANDB_MODE=offline", "python", "${program}", "${args}"]}, "cannot be started"),
+    ("{value: 1}", {"command": ["${args}"]}, "'..args.' cannot be started: begin with ..interpreter., or ..env. and"),
     ("{value: 1}", {"command": ["${program}", "${arg}"]}, "command: unknown macro 'arg': .* did you mean 'args'"),
     ("{value: 1}", {"command": ["${args}", "--file=${args_json_file}"]}, "only where it is a word of its own"),
     ("{value: 1}", {"command": ["${args}", "${envvar:NOT_SET_HERE}"]}, "the variable NOT_SET_HERE is not set"),
@@ -337,6 +346,8 @@ def test_texts_that_are_no_sweep_file(refused, text, said):
         (["--study", "a\tb"], "cannot be a folder's name"),
         (["--wrokers", "1"], "did you mean --workers"),
         (["--output_dir", "mine.yml"], "--output_dir: cannot make mine.yml/sweeps: Not a directory"),
+        (["--storage", "nonsense", "--slurm"], "cannot open nonsense: Could not parse"),
+        (["--storage", ""], "cannot open : Could not parse"),
         (["--storage", "nothing://there"], "cannot open nothing://there"),
     ],
 )
@@ -478,13 +489,17 @@ def test_successors_are_flags_and_values_of_training(read):
         ({"h_dim": {"values": [8, 0]}}, {}, "^h_dim 0: --h_dim 0 is out of range"),
         ({"discounting": {"min": 0.5, "max": 1.5}}, {}, "^discounting 1.49: .*out of range"),
         ({"h_dim": {"distribution": "q_uniform", "min": 0, "max": 8, "q": 8}}, {}, "^h_dim 0: "),
+        ({"h_dim": {"distribution": "q_uniform", "min": 8, "max": 32, "q": 0.5}}, {}, "^h_dim 8.5: .* no whole number"),
+        ({"h_dim": {"distribution": "q_normal", "mu": 64, "sigma": 8, "q": 0.5}}, {}, "no whole number"),
+        ({"h_dim": {"distribution": "normal", "mu": 64, "sigma": 8}}, {}, "no whole number"),
+        ({"l2_penalty": {"distribution": "normal"}}, {}, "^l2_penalty -1.64.*: .*out of range"),
         ({"energy_fn": {"values": ["l2", "l3"]}}, {}, "^energy_fn 'l3': "),
         ({"fresh_goals": {"value": False}}, {"command": COMMAND}, "fresh_goals False.*hands on True: use .{args}"),
         ({"render": {"values": [True, False]}}, {"command": COMMAND}, "^render False: .*render False"),
         ({"num_envs": {"values": [64, 32]}}, {"command": [*COMMAND, "--num_envs", "64"]}, "^num_envs 32: "),
-        ({"h_dim": {"value": 8}}, {"command": ["${program}", "${args_no_hyphens}"]}, "h_dim=8"),
+        ({"h_dim": {"value": 8}}, {"command": ["python", "${program}", "${args_no_hyphens}"]}, "h_dim=8"),
         ({"log_wandb": {"value": True}}, {"project": "50%"}, "W&B allows no %"),
-        ({"dry_run": {"value": True}}, {"command": ["${program}", "--help", "${args}"]}, "does not train"),
+        ({"dry_run": {"value": True}}, {"command": ["python", "${program}", "--help", "${args}"]}, "does not train"),
     ],
 )
 def test_flags_that_training_refuses_or_is_not_told(read, parameters, file, said):
@@ -562,7 +577,7 @@ further = {
         [
             ["${env}", "${interpreter}", "${program}", "${args}"],
             ["python", "${program}", "--constant", 8, "${args_no_boolean_flags}", "${args_json}"],
-            ["${program}", "${args_no_hyphens}", "${args_json_file}", "${envvar:PATH}"],
+            ["${interpreter}", "${program}", "${args_no_hyphens}", "${args_json_file}", "${envvar:PATH}"],
         ]
     ),
 }

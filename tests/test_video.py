@@ -99,6 +99,19 @@ def test_files_play(tmp_path):
         assert gif.info["duration"] == pytest.approx(2000 / FPS)
 
 
+def test_a_full_disk_leaves_no_half_of_a_video(tmp_path, monkeypatch):
+    (tmp_path / "a.mp4").write_bytes(b"old")
+
+    def half(path, frames, **options):
+        Path(path).write_bytes(b"half")
+        raise RuntimeError("Error writing trailer: No space left on device")
+
+    monkeypatch.setattr("mediapy.write_video", half)
+    with pytest.raises(RuntimeError, match="No space left"):
+        write_film(tmp_path / "a", np.zeros((4, 16, 16, 3), np.uint8))
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a.mp4", b"old")]
+
+
 # scripts/render.py
 
 

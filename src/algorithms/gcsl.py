@@ -52,6 +52,7 @@ def make(config: GCSLConfig, env: GoalEnv) -> Algorithm:
         gather=partial(crl.gather, 1, networks.goal_indices),
         update=partial(update, config, networks),
         drawable=lambda index: index.rank[-1],
+        actor=networks.actor,
     )
 
 

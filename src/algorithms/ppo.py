@@ -88,6 +88,7 @@ def make(config: PPOConfig, env: GoalEnv) -> Algorithm:
         draw=partial(draw, config, networks),
         gather=lambda steps, index, pick: Batch(replay_buffer.take(steps, pick.row), pick),
         update=partial(update, config, networks),
+        actor=actor,
     )
 
 

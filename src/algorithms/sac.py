@@ -62,6 +62,7 @@ def make(config: SACConfig, env: GoalEnv) -> Algorithm:
         energy=partial(least_value, networks),
         propose=partial(agent.propose, networks),
         drawable=lambda index: index.rank[-1],
+        actor=networks.actor,
     )
 
 

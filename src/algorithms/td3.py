@@ -77,6 +77,7 @@ def make(config: TD3Config, env: GoalEnv) -> Algorithm:
         energy=partial(least_value, networks),
         propose=partial(propose, networks),
         drawable=lambda index: index.rank[-1],
+        actor=networks.actor,
     )
 
 
