@@ -112,7 +112,7 @@ class BenchmarkFlags:
     """Time for the rounds of one configuration, after which no further one begins; one at least counts."""
     updates: int = 200
     """Updates per timed call."""
-    out: str = ""
+    out: Annotated[str, Path] = ""
     """JSON file to write as well."""
     sweep: bool = False
     """Measure over `SWEEP`, one flag varied at a time; needs --out, beside which table and plot are put."""
@@ -386,7 +386,7 @@ class CheckpointFlags:
 
     pairs: int = 5
     """Steps with a checkpoint that count, and as many without."""
-    out: str = ""
+    out: Annotated[str, Path] = ""
     """JSON file to write as well."""
 
 

@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 
@@ -49,7 +50,7 @@ class CrashConfig:
     """Further flags of the training, as one word: --flags="--num_envs 8 --num_evals 20"."""
     program: str = "training.py"
     """What is killed."""
-    out: str = "results/durability"
+    out: Annotated[str, Path] = "results/durability"
     """Folder of the table."""
 
 

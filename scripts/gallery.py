@@ -3,6 +3,7 @@
 
 import argparse
 import functools
+import os
 import sys
 from pathlib import Path
 
@@ -61,10 +62,15 @@ def grid(tiles: list[Image.Image], columns: int) -> Image.Image:
     return picture
 
 
+def user_path(text: str) -> Path:
+    """A path, a leading ~ as the user's home, which shells leave as it is after `=`."""
+    return Path(os.path.expanduser(text))
+
+
 def main(args: list[str]) -> int:
     """Runs the command line; returns the exit status: 0 done, 1 nothing to draw with."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--output", type=Path, default=ROOT / "imgs" / "grid.png", help="default: imgs/grid.png")
+    parser.add_argument("--output", type=user_path, default=ROOT / "imgs" / "grid.png", help="default: imgs/grid.png")
     parser.add_argument("--columns", type=int, default=4, help="pictures in a row (default: %(default)s)")
     options = parser.parse_args(args)
     try:

@@ -27,7 +27,7 @@ class RenderConfig(TrainedConfig):
     """Episode to show; repeat the flag for more, side by side. None given: all three."""
     seconds: float = SECONDS
     """How long the video is at most; longer episodes run faster."""
-    out: str | None = None
+    out: Annotated[str | None, Path] = None
     """Where to write, without the ending; None is RUN_DIR/videos and the policy's name, such as last."""
 
 

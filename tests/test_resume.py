@@ -16,9 +16,12 @@ from conftest import slow, tiny
 from durability import arguments, at_moment, read_until, run_dirs, start_process
 
 import training
-from scripts import crash_test
+from scripts import benchmark, crash_test
+from scripts.export import ExportConfig
+from scripts.render import RenderConfig
 from src import resume
 from src.checkpoint import device_tree, host_arrays, list_checkpoints
+from src.command_line import parse
 from src.output import read_rows
 from src.process import Interruption
 
@@ -238,6 +241,22 @@ def test_a_tilde_is_the_home_also_where_the_shell_leaves_it(monkeypatch, tmp_pat
     longer = arguments(tiny(num_evals=1, num_timesteps=180), f"--resume=~/{run_dir.relative_to(tmp_path)}")
     assert training.main(longer) == 0
     assert not (tmp_path / "~").exists()
+
+
+@pytest.mark.parametrize(
+    ("config_class", "words"),
+    [
+        (benchmark.BenchmarkFlags, []),
+        (benchmark.CheckpointFlags, []),
+        (crash_test.CrashConfig, []),
+        (ExportConfig, ["~/run"]),
+        (RenderConfig, ["~/run"]),
+    ],
+)
+def test_scripts_write_into_the_home_too(monkeypatch, config_class, words):
+    monkeypatch.setenv("HOME", "/there")
+    config = parse(config_class, [*words, "--out=~/file.npz"], "a script")
+    assert config.out == "/there/file.npz" and getattr(config, "run_dir", "/there/run") == "/there/run"
 
 
 def test_a_home_that_does_not_exist_is_refused(capsys):
