@@ -10,7 +10,5 @@ for algorithm in sac td3; do
     run "${algorithm}_her" --algorithm "$algorithm" --her_ratio 0.8
 done
 run ppo --algorithm ppo
-for algorithm in gcsl srl chrono; do
-    run "$algorithm" --algorithm "$algorithm"
-done
+run gcsl --algorithm gcsl
 figure

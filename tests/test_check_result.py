@@ -59,7 +59,7 @@ BROKEN = {
     "record": (lambda folder: (folder / "config.json").write_text("{"), "config.json cannot be read"),
     "curve": (lambda folder: (folder / "metrics.csv").unlink(), "metrics.csv cannot be read"),
     "order": (swap_rows, "env steps come"),
-    "stopped": (without_last_rows, "of 6,000,000 env steps, and its row does not say that it was stopped"),
+    "stopped": (without_last_rows, "of 6,000,000 env steps: the row in README.md must say that it was stopped"),
     "flags": (lambda folder: in_record(folder, '"energy_fn": "l2"', '"energy_fn": "dot"'), "--energy_fn dot, which"),
     "row": (lambda folder: in_readme(folder, "| `ant_cpu` |", "| `other` |"), "has no row | `ant_cpu` |"),
     "command": (

@@ -87,11 +87,7 @@ def test_a_recorded_run_belongs_to_the_row_of_its_settings(rows):
     ("old", "new", "said"),
     [
         ("energy_fn: dot", "energy_fn: dots", "row pusher_hard: .*unknown energy 'dots'"),
-        (
-            "    evals: 26\n\n  ant_crl",
-            "    eval: 26\n\n  ant_crl",
-            "row ant: unknown key 'eval'.*did you mean 'evals'",
-        ),
+        ("    evals: 25\n", "    eval: 25\n", "row ant_crl: unknown key 'eval'.*did you mean 'evals'"),
         ("    env: cheetah\n", "", "row cheetah: lacks env"),
         ("rows:\n", "settings:\n", "it holds source, machines and rows"),
         ("rows:\n", "rows: [\n", "cannot read"),
