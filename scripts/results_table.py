@@ -1,5 +1,6 @@
 """The table and the figure of the rows of scripts/settings.yml beside the published values, from metrics.csv files."""
 
+import dataclasses
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +23,8 @@ Written by `scripts/reproduce.sh`; flags, reasons and sources are in [scripts/se
 `success` is the share of evaluation episodes that reach the goal, `time` how many of an episode's 1,000 steps are spent
 near it. Both are of the last evaluation: the interquartile mean over seeds, success with its 95 % bootstrap interval.
 `published` is the first published value at as many env steps or more, or else the last one. `passed at` is where our
-curve first reached the last published value. A row without numbers has not been trained.
+curve first reached the last published value, "untrained" if it had it from the start. A row without numbers has not
+been trained.
 
 """
 
@@ -47,7 +49,7 @@ def write(rows: Sequence[Row], folders: Sequence[Path], out: Path) -> None:
     Raises:
       OSError: they cannot be written.
     """
-    runs = load(folders)
+    runs, rows = load(folders), settings_of(rows)
     found = [curves for row in rows if (curves := curves_of(row, runs))]
     lines = []
     for _, machines in itertools.groupby(rows, key=lambda row: row.name):
@@ -59,6 +61,15 @@ def write(rows: Sequence[Row], folders: Sequence[Path], out: Path) -> None:
     if found:
         draw(found, out.with_suffix(".png"))
     print(f"written: {out}.md{' .png' if found else ''}")
+
+
+def settings_of(rows: Sequence[Row]) -> list[Row]:
+    """The rows without those whose setting is the same on a machine that came before."""
+
+    def again(row: Row, before: Sequence[Row]) -> bool:
+        return any(row.name == other.name and row.describes(dataclasses.asdict(other.config)) for other in before)
+
+    return [row for number, row in enumerate(rows) if not again(row, rows[:number])]
 
 
 def curves_of(row: Row, runs: Sequence[plot.Run]) -> Curves | None:
@@ -136,6 +147,8 @@ def passed_text(row: Row, curves: Curves) -> str:
         return "-"
     last = row.published[-1]
     curve, level = (curves.time, last.time) if last.success is None else (curves.success, last.success)
+    if curve.middle[0] >= level:  # flailing reaches every goal
+        return "untrained"
     above = curve.x[curve.middle >= level]
     return millions(above[0]) if len(above) else "not yet"
 

@@ -197,7 +197,8 @@ def test_a_refusal_ends_the_loop(run, capsys):
 def test_a_signal_reaches_the_trainings_which_save(run, capsys):
     """The job sends it to the process that started it, which passes it on; nothing further is started."""
     status, commands = run(
-        *("ant", "--machine", "cpu", "--jobs", "1"), do="trap 'exit 75' TERM; kill -TERM $PPID; sleep 60 & wait"
+        *("ant", "--machine", "cpu", "--jobs", "1"),
+        do='sleep 60 & trap "kill $!; exit 75" TERM; kill -TERM $PPID; wait',
     )
     assert (status, len(commands)) == (75, 1)
     assert "interrupted and saved" in capsys.readouterr().out
@@ -249,6 +250,22 @@ def test_table_and_figure_by_hand(rows, tmp_path):
     (other,) = [line for line in table if line["env"] == "`humanoid`"]
     assert (other["env steps"], other["success"], other["published"]) == ("", "", "0.20 at 50M")
     assert (tmp_path / "table.png").stat().st_size > 10_000
+
+
+def test_a_setting_that_both_machines_share_stands_once(rows, tmp_path):
+    row = row_of(rows, "pusher_easy")
+    write_run(tmp_path / "run", dataclasses.asdict(row.config), [(0, 0.0, 0), (2_000_000, 0.4, 30)])
+    results_table.write(rows, [tmp_path], tmp_path / "table")
+    (line,) = [line for line in table_of(tmp_path / "table.md") if line["env"] == "`pusher_easy`"]
+    assert (line["setting"], line["env steps"]) == (row.label, "2M")
+
+
+def test_what_the_untrained_policy_reaches_is_not_called_learned(rows, tmp_path):
+    row = row_of(rows, "reacher")
+    write_run(tmp_path / "run", dataclasses.asdict(row.config), [(0, 1.0, 150), (650_000, 1.0, 900)])
+    results_table.write(rows, [tmp_path], tmp_path / "table")
+    (line,) = [line for line in table_of(tmp_path / "table.md") if line["env"] == "`reacher`"]
+    assert line["passed at"] == "untrained"
 
 
 def test_a_value_that_is_published_as_time_alone(rows):
