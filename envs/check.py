@@ -5,7 +5,6 @@
 
 import argparse
 import contextlib
-import dataclasses
 import functools
 import sys
 import time
@@ -18,6 +17,7 @@ import numpy as np
 
 from envs import ENVS, make_env
 from envs.base import EnvState, GoalEnv
+from envs.jax_platform import all_devices
 from envs.physics import BACKENDS, PhysicsEnv
 from envs.render import Renderer, Scene
 from envs.wrappers import VectorEnv
@@ -241,21 +241,19 @@ def table() -> str:
     titles = ("name", "obs", "state", "goal indices", "action", "backend", "dt (s)", "success below (m)")
     rows = [(*titles, "others", "ends early", "episode length")]
     rows.append(("---",) * len(rows[0]))
-    episode_length = next(field.default for field in dataclasses.fields(Config) if field.name == "episode_length")
     for name in ENVS:
         env = make_env(name)
         indices = ", ".join(map(str, env.goal_indices))
         sizes = (name, env.obs_size, env.state_dim, indices, env.action_size, env.backend or "-", f"{env.dt:g}")
         others = ", ".join(f"{metric} {limit:g}" for metric, limit in env.other_thresholds.items())
         early = "no" if type(env).terminated is GoalEnv.terminated else "yes"
-        rows.append((*sizes, f"{env.goal_dist:g}", others or "-", early, episode_length))
+        rows.append((*sizes, f"{env.goal_dist:g}", others or "-", early, Config.episode_length))
     return "\n".join("| " + " | ".join(map(str, row)) + " |" for row in rows)
 
 
 def report(name: str, env: GoalEnv, check: Callable[[GoalEnv], tuple[list[Check], Any]]) -> bool:
     """Checks one env, printing a line per check; returns whether all passed."""
-    checks, _ = check(env)
-    for outcome in checks:
+    for outcome in (checks := check(env)[0]):
         print(f"{'PASS' if outcome.passed else 'FAIL'} {name} {outcome.name}: {outcome.detail}", flush=True)
     return all(outcome.passed for outcome in checks)
 
@@ -286,6 +284,7 @@ def main(args: list[str]) -> int:
     passed = True
     for name in ENVS if options.all else [options.name]:
         try:
+            all_devices()
             env = make_env(name, options.backend)
         except ValueError as error:
             print(f"error: {error}", file=sys.stderr)

@@ -8,8 +8,8 @@ from typing import Annotated, Any, TypeVar
 
 import tyro
 
+from envs.jax_platform import all_devices
 from src.command_line import parse, read_whole
-from src.devices import all_devices
 from src.policy import load_trained
 from src.process import enable_compilation_cache
 from src.program import Program

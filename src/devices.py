@@ -23,6 +23,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from envs.jax_platform import all_devices
 from envs.physics import num_cores
 from utils import AUTO, Config, ConfigError
 
@@ -151,21 +152,6 @@ def join(config: Config) -> None:
     if config.coordinator_address is not None:
         _meet(config, config.coordinator_address)
     all_devices()
-
-
-def all_devices() -> list[jax.Device]:
-    """JAX's devices.
-
-    Raises:
-      ConfigError: it finds none, as on a machine that lacks those that JAX_PLATFORMS names.
-    """
-    try:
-        return jax.devices()
-    except Exception as error:  # whatever a platform raises; an AssertionError without a word is one of them
-        wanted = os.environ.get("JAX_PLATFORMS", "")
-        said = " ".join(str(error).split())[:300] or type(error).__name__
-        remedy = f"JAX_PLATFORMS={wanted}: no such device here, unset it" if wanted else "JAX finds no device"
-        raise ConfigError(f"{remedy} ({said})") from None
 
 
 def _meet(config: Config, address: str) -> None:

@@ -350,6 +350,23 @@ def test_devices_of_another_machine_are_refused_in_one_line(tmp_path, platforms)
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_check_of_an_env_on_devices_of_another_machine_is_refused_in_one_line():
+    environment = os.environ | {"JAX_PLATFORMS": "cuda"}
+    command = [sys.executable, "-m", "envs.check", "point"]
+    root = Path(training.__file__).parent
+    process = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True)
+    assert process.returncode == REFUSED
+    (line,) = process.stderr.splitlines()
+    assert line.startswith("error: JAX_PLATFORMS=cuda: no such device here")
+
+
+def test_numbers_mix_whatever_other_programs_ask_of_jax(tmp_path):
+    strict = {"JAX_NUMPY_DTYPE_PROMOTION": "strict", "JAX_NUMPY_RANK_PROMOTION": "raise"}
+    process = start_process(tiny(output_dir=str(tmp_path)), env=os.environ | strict)
+    output = process.communicate(timeout=120)[0]
+    assert process.returncode == 0, output
+
+
 # The clock.
 
 
