@@ -360,11 +360,29 @@ def test_a_check_of_an_env_on_devices_of_another_machine_is_refused_in_one_line(
     assert line.startswith("error: JAX_PLATFORMS=cuda: no such device here")
 
 
-def test_numbers_mix_whatever_other_programs_ask_of_jax(tmp_path):
-    strict = {"JAX_NUMPY_DTYPE_PROMOTION": "strict", "JAX_NUMPY_RANK_PROMOTION": "raise"}
-    process = start_process(tiny(output_dir=str(tmp_path)), env=os.environ | strict)
-    output = process.communicate(timeout=120)[0]
+SETTINGS_OF_OTHERS = {
+    "strict": {"JAX_NUMPY_DTYPE_PROMOTION": "strict", "JAX_NUMPY_RANK_PROMOTION": "raise"},
+    "debugging": {"JAX_DEBUG_NANS": "1"},
+    "optimised": {"PYTHONOPTIMIZE": "1"},
+}
+
+
+@pytest.mark.parametrize("name", ["strict", slow("debugging"), slow("optimised")])
+def test_settings_for_other_programs_change_no_number(tmp_path, tiny_run, name):
+    process = start_process(tiny(output_dir=str(tmp_path)), env=os.environ | SETTINGS_OF_OTHERS[name])
+    output = process.communicate(timeout=300)[0]
     assert process.returncode == 0, output
+    (run_dir,) = run_dirs(tmp_path)
+    assert crash_test.timeless_rows(run_dir / "metrics.csv") == crash_test.timeless_rows(tiny_run / "metrics.csv")
+
+
+@pytest.mark.slow
+def test_a_flag_that_xla_does_not_know_is_named(tmp_path):
+    """By XLA, which ends the process."""
+    unknown = "--xla_no_flag_of_this_xla=true"
+    process = start_process(tiny(output_dir=str(tmp_path)), env=os.environ | {"XLA_FLAGS": unknown})
+    assert unknown in process.communicate(timeout=120)[0]
+    assert process.returncode != 0 and not run_dirs(tmp_path)
 
 
 # The clock.
