@@ -295,12 +295,12 @@ def test_the_table_in_results_has_the_rows_of_the_settings(rows):
 def test_a_row_is_trained_for_real_and_skipped_when_finished(tmp_path, monkeypatch, capsys):
     settings = """
 source: nobody
-machines: {cpu: {seeds: 2, flags: {render: false, num_envs: 8}}, gpu: {seeds: 1, flags: {}}}
+machines: {cpu: {seeds: 2, flags: {render: false, num_envs: 8}}, gpu: {seeds: 1, flags: {num_envs: 8}}}
 rows:
   point:
     env: point
     label: CRL
-    flags: {episode_length: 40, unroll_length: 10, min_replay_size: 20, max_replay_size: 100, num_eval_envs: 4}
+    flags: {batch_size: 16, episode_length: 40, unroll_length: 10, min_replay_size: 20, max_replay_size: 100}
     why: small
     steps: 1000
     evals: 3
@@ -313,7 +313,7 @@ rows:
     words += ["--results", str(tmp_path / "results")]
     assert reproduce.main(words) == 0
     (line,) = table_of(tmp_path / "results" / "table.md")
-    assert (line["env"], line["seeds"], line["passed at"]) == ("`point`", "2", "0M")
+    assert (line["env"], line["seeds"], line["passed at"]) == ("`point`", "2", "untrained")
     assert reproduce.main(words) == 0
     assert "point seed 1: finished" in capsys.readouterr().out
     assert len(list((tmp_path / "runs" / "crl" / "reproduce").glob("point_*"))) == 2
