@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import ProbeEnv, make_probe_program, tiny
 from ring import CAPACITY, NUM_ENVS, Recorder
-from runs import LEARNER, success_rates
+from trainings import LEARNER, success_rates
 
 from src import agent, planning, train
 from src.algorithms import crl

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 from conftest import ProbeEnv, flags, make_probe_program, registered, tiny
-from runs import run_to_end, silent
+from trainings import run_to_end, silent
 
 import training
 from src import loop

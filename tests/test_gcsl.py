@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import ProbeEnv, tiny_of
-from runs import learner_of, success_rates
+from trainings import learner_of, success_rates
 
 from src.algorithms import crl, gcsl
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import ProbeEnv, make_probe_program, tiny_of
-from runs import learner_of, success_rates
+from trainings import learner_of, success_rates
 
 from src import train
 from src.algorithm import Step

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import ProbeEnv, tiny_of
 from jax.flatten_util import ravel_pytree
-from runs import BOOTSTRAPPING, learner_of, success_rates
+from trainings import BOOTSTRAPPING, learner_of, success_rates
 
 from src.agent import Normalizer
 from src.algorithms import sac

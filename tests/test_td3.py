@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import ProbeEnv, make_probe_program, slow, tiny_of
-from runs import BOOTSTRAPPING, learner_of, success_rates
+from trainings import BOOTSTRAPPING, learner_of, success_rates
 
 from src import train
 from src.algorithms import td3

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import UPDATE_METRICS, ProbeEnv, make_probe_program, registered, tiny, tiny_of
-from runs import LEARNER, run_to_end, silent, success_rates
+from trainings import LEARNER, run_to_end, silent, success_rates
 
 from src import loop, train
 from src.algorithms import ALGORITHMS
