@@ -52,12 +52,16 @@ ENVS: dict[str, Callable[..., GoalEnv]] = {
 }
 
 
+def own_backend(name: str) -> str | None:
+    """The backend that an environment has when the user names none; None if no engine steps it."""
+    constructor = ENVS[name]
+    return getattr(getattr(constructor, "func", constructor), "default_backend", None)
+
+
 def quicker_backend(name: str, platform: str) -> str | None:
     """The backend that steps an environment's own model much faster on this platform ("cpu", "gpu", ...) than its own
     does: MuJoCo's own engine in place of MJX, which is made for accelerators. None: there is none."""
-    constructor = ENVS[name]
-    own = getattr(getattr(constructor, "func", constructor), "default_backend", None)
-    return "mujoco" if (own, platform) == ("mjx", "cpu") else None
+    return "mujoco" if (own_backend(name), platform) == ("mjx", "cpu") else None
 
 
 def make_env(name: str, backend: str | None = None, use_dense_reward: bool = False, gen_distances: str = "") -> GoalEnv:

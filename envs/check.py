@@ -253,7 +253,8 @@ def table() -> str:
 
 def report(name: str, env: GoalEnv, check: Callable[[GoalEnv], tuple[list[Check], Any]]) -> bool:
     """Checks one env, printing a line per check; returns whether all passed."""
-    for outcome in (checks := check(env)[0]):
+    checks, _ = check(env)
+    for outcome in checks:
         print(f"{'PASS' if outcome.passed else 'FAIL'} {name} {outcome.name}: {outcome.detail}", flush=True)
     return all(outcome.passed for outcome in checks)
 

@@ -32,7 +32,7 @@ import tyro
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any directory
 
-from envs import ENVS, make_env
+from envs import ENVS, make_env, own_backend
 from envs.ant import Ant
 from envs.ant_maze import AntMaze
 from envs.base import GoalEnv
@@ -545,14 +545,14 @@ def read_engines(args: list[str]) -> EngineFlags:
     """The flags, checked."""
     options = read_walks(EngineFlags, "benchmark.py engines", args)
     for name in options.envs:
-        if make_env(name).backend is None:
+        if own_backend(name) is None:
             raise ConfigError(f"--envs: no engine steps {name}")
     return options
 
 
 def run_engines(options: EngineFlags) -> None:
     """A Markdown table of speeds; ratios are medians over the rounds."""
-    pairs = {name: (make_env(name).backend, "mujoco") for name in options.envs}
+    pairs = {name: (own_backend(name), "mujoco") for name in options.envs}
     envs = {
         (name, backend): functools.partial(make_env, name, backend)
         for name, backends in pairs.items()

@@ -6,12 +6,7 @@
 # root. SEEDS="1 2 3" chooses the seeds; SEEDS=1 and --num_seeds 5 trains seeds 1 to 5 in one program.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-
-python=python
-if [[ -z "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ]]; then
-    scripts/setup.sh
-    python=.venv/bin/python
-fi
+source scripts/python.sh
 
 group="$1"
 everywhere=("${@:2}")

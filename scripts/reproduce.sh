@@ -6,10 +6,5 @@
 #   scripts/reproduce.sh --dry_run           what would run; --help shows the other flags
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-
-python=python
-if [[ -z "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ]]; then
-    scripts/setup.sh
-    python=.venv/bin/python
-fi
+source scripts/python.sh
 exec "$python" scripts/reproduce.py "$@"
