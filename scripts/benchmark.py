@@ -1,4 +1,4 @@
-"""Measures this machine: training, checkpoints, mazes, physics engines; and plans for many devices.
+"""Measures this machine: training, checkpoints, mazes, physics engines, how far these agree; plans for many devices.
 
     python scripts/benchmark.py --env_name ant --num_envs 256
     python scripts/benchmark.py --env_name ant --repeats 11 --out results/benchmark/ant_cpu.json
@@ -6,6 +6,7 @@
     python scripts/benchmark.py checkpoint --env_name ant --pairs 5
     python scripts/benchmark.py mazes --layouts u_maze hardest_maze --num_envs 256
     python scripts/benchmark.py engines --envs cheetah ant_push
+    python scripts/benchmark.py agreement --envs cheetah ant_push
     python scripts/benchmark.py scale results/benchmark/ant_cpu.json --envs 1024 65536 --devices 1 8
 
 The first word names the part, `training` if there is none; `benchmark.py PART --help` shows its flags. Figures are
@@ -25,14 +26,16 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import tyro
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any directory
 
-from envs import ENVS, make_env, own_backend
+from envs import ENVS, make_env, native, own_backend
 from envs.ant import Ant
 from envs.ant_maze import AntMaze
 from envs.base import GoalEnv
@@ -104,7 +107,7 @@ LAYER_PRODUCTS = 100
 @dataclasses.dataclass(frozen=True)
 class BenchmarkFlags:
     """Times the parts of one training configuration: environment, sampler, update, training step, compilation, memory.
-    Besides, `benchmark.py checkpoint`, `mazes`, `engines` and `scale` have flags of their own."""
+    Besides, `benchmark.py checkpoint`, `mazes`, `engines`, `agreement` and `scale` have flags of their own."""
 
     repeats: int = 5
     """Rounds that count."""
@@ -568,6 +571,69 @@ def run_engines(options: EngineFlags) -> None:
         print(f"| {name} | {own} | {medians[0]:,.0f} | {medians[1]:,.0f} | {ratio:.1f} |")
 
 
+@dataclasses.dataclass(frozen=True)
+class AgreementFlags:
+    """How far joint positions by MJX are from those by MuJoCo's own engine, after one control step and after several.
+
+    The same starts and random actions on both. MJX steps with the settings of the environment, which may end its solver
+    before it has converged, and with the solver settings of MuJoCo's own engine."""
+
+    envs: tuple[Literal[*ENVS], ...] = ("cheetah", "pusher_easy", "ant_push", "ant", "humanoid", "ant_u_maze")
+    """Environments."""
+    num_envs: int = 32
+    """Envs that step side by side."""
+    steps: int = 20
+    """Control steps."""
+
+
+def read_agreement(args: list[str]) -> AgreementFlags:
+    """The flags, checked."""
+    options = parse(AgreementFlags, args, "benchmark.py agreement")
+    if min(options.num_envs, options.steps) < 1:
+        raise ConfigError(f"--num_envs {options.num_envs} and --steps {options.steps} are at least 1")
+    for name in options.envs:
+        if own_backend(name) is None or "mjx" not in family(name).supported():
+            raise ConfigError(f"--envs: mjx does not step {name}")
+    return options
+
+
+def family(name: str) -> type[GoalEnv]:
+    """The class of an environment, of which its constructor may be a variant."""
+    return getattr(ENVS[name], "func", ENVS[name])
+
+
+def run_agreement(options: AgreementFlags) -> None:
+    """A Markdown table: the median over environments of the largest difference of a joint, the largest in brackets."""
+    enable_compilation_cache()
+    after = f"after {options.steps}"
+    print("| environment | converged, after 1 step | " + after + " | its own settings, after 1 step | " + after + " |")
+    print("|---|---:|---:|---:|---:|")
+    for name in options.envs:
+        print(f"compiling {name} ...", file=sys.stderr)
+        physics = family(name).physics
+        exact = dataclasses.replace(physics["mjx"], option=physics["mjx"].option | native.SOLVER)
+        reference, cells = joint_positions(make_env(name, "mujoco"), options), []
+        for tried in (exact, physics["mjx"]):
+            with mock.patch.dict(physics, mjx=tried):
+                found = joint_positions(make_env(name, "mjx"), options)
+            off = np.abs(found - reference).max(axis=2)
+            cells += [f"{np.median(each):.1e} ({each.max():.1e})" for each in (off[0], off[-1])]
+        print(f"| {name} | {' | '.join(cells)} |", flush=True)
+
+
+def joint_positions(env: GoalEnv, options: AgreementFlags) -> np.ndarray:
+    """(steps, num_envs, nq) where random actions lead."""
+
+    def step(env_state, key):
+        action = jax.random.uniform(key, (options.num_envs, env.action_size), minval=-1.0)
+        env_state = jax.vmap(env.step)(env_state, action)
+        return env_state, env_state.pipeline_state.q
+
+    starts = jax.jit(jax.vmap(env.reset))(jax.random.split(jax.random.key(0), options.num_envs))
+    keys = jax.random.split(jax.random.key(1), options.steps)
+    return np.asarray(jax.jit(functools.partial(jax.lax.scan, step))(starts, keys)[1])
+
+
 # A plan on paper: memory and time of one seed on many devices.
 
 
@@ -651,6 +717,7 @@ PARTS = {
     "checkpoint": Part(read_checkpoint, run_checkpoint),
     "mazes": Part(functools.partial(read_walks, MazeFlags, "benchmark.py mazes"), run_mazes),
     "engines": Part(read_engines, run_engines),
+    "agreement": Part(read_agreement, run_agreement),
     "scale": Part(read_scale, run_scale),
 }
 

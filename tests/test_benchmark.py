@@ -120,14 +120,23 @@ def test_engines_take_turns(capsys):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--envs", "point"], "no engine steps point"),
+        (["--envs", "point"], "point"),
         (["--envs", "nowhere"], "nowhere"),
         (["--steps", "0"], "at least 1"),
     ],
 )
-def test_engines_that_cannot_be_measured_are_refused(words, said, capsys):
-    assert benchmark.main(["engines", *words]) == 2
+@pytest.mark.parametrize("part", ["engines", "agreement"])
+def test_engines_that_cannot_be_measured_are_refused(part, words, said, capsys):
+    assert benchmark.main([part, *words]) == 2
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_engines_agree_where_their_solvers_have_converged(capsys):
+    assert benchmark.main(["agreement", "--envs", "reacher", "--num_envs", "3", "--steps", "2"]) == 0
+    (row,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| reacher")]
+    medians = [float(cell.split()[0]) for cell in row.split("|")[2:-1]]
+    assert len(medians) == 4 and all(0 < each < 1e-4 for each in medians[:2])
 
 
 # The plan on paper.

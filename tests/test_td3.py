@@ -89,6 +89,17 @@ def test_act_explores_unless_deterministic():
     assert CONFIG.deterministic_eval
 
 
+def test_actions_are_random_until_something_is_learned(updates):
+    """Uniform in [-1, 1], whatever the actor says."""
+    algorithm, obs = td3.make(CONFIG, ProbeEnv(tagged=True)), jnp.tile(jnp.linspace(-1, 1, 8), (5000, 1))
+    before, (after, _), _ = updates
+    random, _ = algorithm.explore(before, (), obs, KEY)
+    assert np.abs(random).max() <= 1 and np.abs(np.mean(random)) < 0.02
+    assert np.std(random) == pytest.approx(3**-0.5, rel=0.02)
+    act_key, _ = jax.random.split(KEY)
+    np.testing.assert_array_equal(algorithm.explore(after, (), obs, KEY)[0], algorithm.act(after, (), obs, act_key)[0])
+
+
 # The target.
 
 

@@ -18,7 +18,7 @@ from conftest import UPDATE_METRICS, ProbeEnv, flags, registered, tiny
 from rollouts import FAMILIES
 
 import training
-from envs import ENVS
+from envs import ENVS, own_backend
 from src.algorithms import ALGORITHMS
 from src.algorithms.crl import CRLConfig
 from src.policy import load_policy
@@ -72,14 +72,14 @@ for words in json.load(sys.stdin):
 def families(tmp_path_factory):
     """A training of one environment of each family, all in one process: name -> its output folder.
 
-    To the third evaluation, on the default backend but for the arms, whose contacts MJX compiles for minutes; compiled
-    without optimisation, which takes half the time."""
+    To the third evaluation, on MuJoCo's own engine, which has nothing to compile, where there is one; compiled without
+    optimisation, which takes half the time. How the other engines step: `test_envs.py`."""
     folders, commands = {}, []
     for name in FAMILIES.values():
         folders[name] = tmp_path_factory.mktemp(name)
         changes = {
             "env_name": name,
-            "backend": "mujoco" if name.startswith("arm_") else None,
+            "backend": "mujoco" if own_backend(name) else None,
             "eval_env": f"{name}_eval" if f"{name}_eval" in ENVS else None,
             "output_dir": str(folders[name]),
         }

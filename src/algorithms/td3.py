@@ -12,6 +12,7 @@ from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from envs.base import GoalEnv, Sizes
 from src import agent, hindsight
@@ -68,6 +69,7 @@ def make(config: TD3Config, env: GoalEnv) -> Algorithm:
         init=partial(init, config, networks),
         init_memory=lambda shape: (),
         act=partial(act, config, networks),
+        explore=partial(explore, config, networks),
         keep=hindsight.keep,
         absorb=agent.absorb_states,
         index=hindsight.index,
@@ -139,6 +141,22 @@ def act(
     """(..., action_size) actions in [-1, 1] for observations (..., state_dim + goal_dim)."""
     action = propose(networks, agent_state, *jnp.split(obs, [networks.state_dim], axis=-1))
     return action if deterministic else blur(key, action, config.exploration_noise, config.noise_clip), memory
+
+
+def explore(
+    config: TD3Config,
+    networks: Networks,
+    agent_state: TargetAgentState,
+    memory: Any,
+    obs: jax.Array,
+    key: jax.Array,
+) -> tuple[jax.Array, Any]:
+    """As `act`, but uniformly random up to the first update, as in the paper: a fresh actor is the same push
+    everywhere, and a body that it keeps in one place shows no way to anywhere."""
+    act_key, random_key = jax.random.split(key)
+    action, memory = act(config, networks, agent_state, memory, obs, act_key)
+    random = jax.random.uniform(random_key, action.shape, minval=-1.0)
+    return jnp.where(optax.tree.get(agent_state.opt_state["critic"], "count") > 0, action, random), memory
 
 
 # Learning.
