@@ -6,6 +6,7 @@ drawn too, and the only one that the environment can have ended. Shapes: N envs,
 """
 
 import dataclasses
+from functools import partial
 from typing import Annotated, Any
 
 import jax
@@ -14,7 +15,8 @@ from flax import struct
 
 from envs.base import GoalEnv
 from src import agent, goals, replay_buffer
-from src.algorithm import OffPolicyConfig, Step
+from src.algorithm import Algorithm, OffPolicyConfig, Step
+from src.critics import least_value
 from utils import RATE, Choice, ConfigError, Range
 
 # Where the goal of a relabelled row lies: a goal rule over the states after this row's action and after the later ones.
@@ -27,8 +29,13 @@ HER_RULES: dict[str, goals.GoalRule] = {
 
 @dataclasses.dataclass(frozen=True)
 class HindsightConfig(OffPolicyConfig):
-    """The flags of the algorithms that learn from rewards in a replay."""
+    """The flags of the algorithms that learn from rewards in a replay.
 
+    Values of goals that are much smaller numbers than velocities hardly differ: reacher is not learned without
+    `normalize_observations`.
+    """
+
+    normalize_observations: bool = True
     discounting: Annotated[float, Range(0, 1, open=True, example=0.99)] = 0.99
     """What a reward is worth one action later; inside (0, 1)."""
     critic_lr: Annotated[float, RATE] = 3e-4
@@ -97,6 +104,23 @@ class Batch:
     next_state: jax.Array
     terminated: jax.Array
     number: jax.Array
+
+
+def learner(config: HindsightConfig, env: GoalEnv, networks: Any, **own: Any) -> Algorithm:
+    """An algorithm that learns from these rows, with its `own` init, act, propose and update; `networks` has an
+    `actor`, `values` and `goal_indices`."""
+    return Algorithm(
+        init_memory=lambda shape: (),
+        keep=keep,
+        absorb=agent.absorb_states,
+        index=index,
+        draw=partial(draw, config),
+        gather=partial(gather, env),
+        energy=partial(least_value, networks),
+        drawable=lambda index: index.rank[-1],
+        actor=networks.actor,
+        **own,
+    )
 
 
 def keep(step: Step) -> Row:

@@ -139,6 +139,7 @@ def tiny_of(config_class: type[Config], like: Config = TINY, **changes) -> Confi
     """The same for another algorithm's flags."""
     names = {field.name for field in dataclasses.fields(config_class)} - {"algorithm"}
     shared = {f.name: getattr(like, f.name) for f in dataclasses.fields(like) if getattr(like, f.name) != f.default}
+    shared["normalize_observations"] = like.normalize_observations
     return config_class(**{name: value for name, value in shared.items() if name in names} | changes)
 
 

@@ -10,6 +10,7 @@ from conftest import ProbeEnv, make_probe_program, tiny_of
 from trainings import learner_of, success_rates
 
 from src import train
+from src.advantages import gae
 from src.algorithm import Step
 from src.algorithms import ppo
 from src.command_line import parse_config
@@ -48,7 +49,7 @@ def slow_advantage(steps, value, next_value, t, n, discounting, gae_lambda):
 @pytest.mark.parametrize("gae_lambda", [0.0, 0.6, 1.0])
 def test_advantages_are_those_of_a_slow_loop(gae_lambda):
     steps, value, next_value = make_steps(1)
-    advantage = ppo.gae(steps, jnp.asarray(value), jnp.asarray(next_value), 0.9, gae_lambda)
+    advantage = gae(steps, jnp.asarray(value), jnp.asarray(next_value), 0.9, gae_lambda)
     slow = [[slow_advantage(steps, value, next_value, t, n, 0.9, gae_lambda) for n in range(200)] for t in range(9)]
     np.testing.assert_allclose(advantage, slow, atol=1e-5)
 
@@ -56,8 +57,8 @@ def test_advantages_are_those_of_a_slow_loop(gae_lambda):
 def test_what_follows_a_death_is_left_out_even_if_it_is_no_number():
     steps, value, next_value = make_steps(2)
     lost = steps.terminated | steps.blown_up
-    advantage = ppo.gae(steps, jnp.asarray(value), jnp.where(lost, jnp.nan, next_value), 0.9, 0.95)
-    np.testing.assert_array_equal(advantage, ppo.gae(steps, jnp.asarray(value), jnp.asarray(next_value), 0.9, 0.95))
+    advantage = gae(steps, jnp.asarray(value), jnp.where(lost, jnp.nan, next_value), 0.9, 0.95)
+    np.testing.assert_array_equal(advantage, gae(steps, jnp.asarray(value), jnp.asarray(next_value), 0.9, 0.95))
 
 
 def test_a_time_limit_is_no_death():
@@ -66,7 +67,7 @@ def test_a_time_limit_is_no_death():
     nothing = dict.fromkeys(("state", "goal", "action", "next_state", "traj_id"))
     for name, expected in (("truncated", 1 + 0.9 * 5 - 2), ("terminated", 1 - 2), ("blown_up", 0)):
         steps = Step(reward=jnp.ones((1, 1)), **(ends | {name: np.array([[True]])}), **nothing)
-        advantage = ppo.gae(steps, jnp.full((1, 1), 2.0), jnp.full((1, 1), 5.0), 0.9, 0.95)
+        advantage = gae(steps, jnp.full((1, 1), 2.0), jnp.full((1, 1), 5.0), 0.9, 0.95)
         assert float(advantage[0, 0]) == pytest.approx(expected)
 
 

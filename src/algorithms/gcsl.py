@@ -25,7 +25,9 @@ class GCSLConfig(OffPolicyConfig):
     """Trains a goal-reaching agent with goal-conditioned supervised learning."""
 
     algorithm: Annotated[str, Choice("algorithm")] = "gcsl"
+    deterministic_eval: bool = True  # the spread of the actions that it imitates stays in its own
     policy_lr: Annotated[float, RATE] = 5e-4
+    normalize_observations: bool = True
     goal_rule: Annotated[str, Choice("goal rule")] = "uniform"
     """Which later states of its trajectory an action is imitated for."""
 

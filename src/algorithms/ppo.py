@@ -1,8 +1,8 @@
 """Proximal policy optimisation: every unroll is learned from in a few shuffled passes, then dropped.
 
-Goals are the commanded ones, rewards the env's. The tanh-Gaussian actor maximises a clipped objective of advantages
-(GAE); the critic is a value V(s, g). Shapes: T steps of the unroll, N envs, B batch, U updates per training step.
-Papers: https://arxiv.org/abs/1707.06347, https://arxiv.org/abs/1506.02438.
+Goals are the commanded ones, rewards the env's. The tanh-Gaussian actor maximises a clipped objective of advantages;
+the critic is a value V(s, g). Shapes: T steps of the unroll, N envs, B batch, U updates per training step.
+Paper: https://arxiv.org/abs/1707.06347.
 """
 
 import dataclasses
@@ -16,14 +16,15 @@ from flax import struct
 
 from envs.base import GoalEnv, Sizes
 from src import agent, replay_buffer
+from src.advantages import gae
 from src.agent import AgentState
 from src.algorithm import Algorithm, Step
 from src.densities import action_log_prob, tanh_gaussian_log_prob
 from src.networks import Actor, Encoder, make_trunk
 from utils import RATE, Choice, Config, ConfigError, Range
 
-# Beyond it an action's ratio teaches no more: that of one bad action grows without limit as the policy narrows, up to a
-# gradient that is no number. As https://arxiv.org/abs/1912.09729, whose limit is 3.
+# Beyond it an action's ratio teaches no more: a narrowing policy's would grow to a gradient that is no number. The
+# limit of https://arxiv.org/abs/1912.09729.
 _LARGEST_LOG_RATIO = 3.0
 
 
@@ -37,6 +38,7 @@ class PPOConfig(Config):
     policy_lr: Annotated[float, RATE] = 3e-4
     critic_lr: Annotated[float, RATE] = 3e-4
     """Adam's rate for the value network."""
+    normalize_observations: bool = True
     discounting: Annotated[float, Range(0, 1, open=True, example=0.97)] = 0.97
     """What a reward counts for one action earlier; inside (0, 1)."""
     num_passes: Annotated[int, Range(1)] = 4
@@ -148,31 +150,11 @@ def draw(
     return Picks(row, *replay_buffer.take((advantage, value + advantage, log_prob), row))
 
 
-def gae(steps: Step, value: jax.Array, next_value: jax.Array, discounting: float, gae_lambda: float) -> jax.Array:
-    """(T, N) generalised advantages of steps in order of time, from the values before and after each.
-
-    A death ends what can be earned, a time limit does not; both cut the sum over later steps, as the last step does.
-    Where the physics blew up nothing is known of the step: its advantage is 0, and the steps before it are worth the
-    value they led to.
-    """
-    error = steps.reward + discounting * jnp.where(steps.terminated, 0.0, next_value) - value
-    error = jnp.where(steps.blown_up, 0.0, error)
-    kept = jnp.where(steps.terminated | steps.truncated | steps.blown_up, 0.0, discounting * gae_lambda)
-
-    def back(later: jax.Array, step: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        error, kept = step
-        advantage = error + kept * later
-        return advantage, advantage
-
-    return jax.lax.scan(back, jnp.zeros_like(error[0]), (error, kept), reverse=True)[1]
-
-
 # Learning.
 
 
 def clipped_objective(ratio: jax.Array, advantage: jax.Array, clip: float) -> jax.Array:
-    """(B,) what the actor maximises: nothing more to gain once an action's `ratio` to its old probability left 1 +-
-    `clip` in the direction of its advantage."""
+    """(B,) what the actor maximises: no gain beyond a `ratio` of new to old probability that left 1 +- `clip`."""
     return jnp.minimum(ratio * advantage, jnp.clip(ratio, 1 - clip, 1 + clip) * advantage)
 
 
@@ -207,9 +189,8 @@ def update(
 ) -> tuple[AgentState, dict[str, jax.Array]]:
     """One gradient step of actor and critic."""
     inputs = agent.normalize(agent_state.normalizer, networks.goal_indices, batch.steps.state, batch.steps.goal)
-    gradients, metrics = jax.grad(lambda params: loss(config, networks, params, inputs, batch, key), has_aux=True)(
-        agent_state.params
-    )
+    loss_of = partial(loss, config, networks, inputs=inputs, batch=batch, key=key)
+    gradients, metrics = jax.grad(loss_of, has_aux=True)(agent_state.params)
     return agent.descend(agent_state, gradients, rates(config)), metrics
 
 

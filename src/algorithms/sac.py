@@ -16,7 +16,7 @@ from envs.base import GoalEnv, Sizes
 from src import agent, hindsight
 from src.agent import TargetAgentState
 from src.algorithm import Algorithm
-from src.critics import Values, least_value, twin_values, value_loss, value_target
+from src.critics import Values, twin_values, value_loss, value_target
 from src.hindsight import Batch, HindsightConfig
 from src.networks import Actor, make_trunk
 from utils import RATE, Choice
@@ -27,11 +27,7 @@ class SACConfig(HindsightConfig):
     """Trains a goal-reaching agent with soft actor-critic; `--her_ratio 0.8` adds hindsight."""
 
     algorithm: Annotated[str, Choice("algorithm")] = "sac"
-    """What learns."""
-    policy_lr: Annotated[float, RATE] = 1e-4
-    """Adam's rate for the actor."""
-    critic_lr: Annotated[float, RATE] = 1e-4
-    """Adam's rate for both critics."""
+    policy_lr: Annotated[float, RATE] = 3e-4
     alpha_lr: Annotated[float, RATE] = 3e-4
     """Adam's rate for the entropy temperature."""
 
@@ -49,20 +45,14 @@ class Networks(NamedTuple):
 def make(config: SACConfig, env: GoalEnv) -> Algorithm:
     """SAC bound to one config and env."""
     networks = make_networks(config, env)
-    return Algorithm(
+    return hindsight.learner(
+        config,
+        env,
+        networks,
         init=partial(init, config, networks),
-        init_memory=lambda shape: (),
         act=partial(agent.act, networks),
-        keep=hindsight.keep,
-        absorb=agent.absorb_states,
-        index=hindsight.index,
-        draw=partial(hindsight.draw, config),
-        gather=partial(hindsight.gather, env),
-        update=partial(update, config, networks),
-        energy=partial(least_value, networks),
         propose=partial(agent.propose, networks),
-        drawable=lambda index: index.rank[-1],
-        actor=networks.actor,
+        update=partial(update, config, networks),
     )
 
 

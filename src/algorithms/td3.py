@@ -1,5 +1,4 @@
-"""TD3, twin delayed deterministic policy gradients, on the environment's reward, with goals in hindsight if asked for
-(`--her_ratio`).
+"""TD3, twin delayed deterministic policy gradients, on the environment's reward, in hindsight if asked for.
 
 Critic: two Q(s, a, g) that bootstrap from slow averages of critics and actor, the target's action blurred by clipped
 noise. Actor: deterministic, trained to maximise the first of them, at every `policy_delay`-th update only. Papers:
@@ -18,7 +17,7 @@ from envs.base import GoalEnv, Sizes
 from src import agent, hindsight
 from src.agent import AgentState, TargetAgentState
 from src.algorithm import Algorithm
-from src.critics import Values, least_value, twin_values, value_loss, value_target
+from src.critics import Values, twin_values, value_loss, value_target
 from src.hindsight import Batch, HindsightConfig
 from src.networks import Encoder, make_trunk
 from utils import RATE, Choice, ConfigError, Range
@@ -29,11 +28,9 @@ class TD3Config(HindsightConfig):
     """Trains a goal-reaching agent with TD3; `--her_ratio 0.8` adds hindsight."""
 
     algorithm: Annotated[str, Choice("algorithm")] = "td3"
-    """What learns."""
     deterministic_eval: bool = True
     """Evaluate the actor's actions without the noise of exploration."""
     policy_lr: Annotated[float, RATE] = 3e-4
-    """Adam's rate for the actor."""
     policy_delay: Annotated[int, Range(1)] = 2
     """Updates of the critics for each one of the actor and the targets."""
     exploration_noise: Annotated[float, Range(0)] = 0.4
@@ -45,8 +42,7 @@ class TD3Config(HindsightConfig):
 
     def check(self) -> None:
         super().check()
-        updates = self.updates_per_training_step()
-        if self.policy_delay > updates:
+        if self.policy_delay > (updates := self.updates_per_training_step()):
             raise ConfigError(
                 f"--policy_delay {self.policy_delay} counts the updates of a training step, of which there are "
                 f"{updates}: at most {updates}, or more --multiplier_num_sgd_steps"
@@ -65,32 +61,23 @@ class Networks(NamedTuple):
 def make(config: TD3Config, env: GoalEnv) -> Algorithm:
     """TD3 bound to one config and env."""
     networks = make_networks(config, env)
-    return Algorithm(
+    return hindsight.learner(
+        config,
+        env,
+        networks,
         init=partial(init, config, networks),
-        init_memory=lambda shape: (),
         act=partial(act, config, networks),
         explore=partial(explore, config, networks),
-        keep=hindsight.keep,
-        absorb=agent.absorb_states,
-        index=hindsight.index,
-        draw=partial(hindsight.draw, config),
-        gather=partial(hindsight.gather, env),
-        update=partial(update, config, networks),
-        energy=partial(least_value, networks),
         propose=partial(propose, networks),
-        drawable=lambda index: index.rank[-1],
-        actor=networks.actor,
+        update=partial(update, config, networks),
     )
 
 
 def make_networks(config: TD3Config, env: GoalEnv) -> Networks:
     """The functions for one config and env, without parameters."""
-    return Networks(
-        actor=Encoder(make_trunk(config, "actor"), env.action_size),
-        values=twin_values(config, env.state_dim, env.action_size, env.goal_dim),
-        state_dim=env.state_dim,
-        goal_indices=tuple(env.goal_indices),
-    )
+    actor = Encoder(make_trunk(config, "actor"), env.action_size)
+    values = twin_values(config, env.state_dim, env.action_size, env.goal_dim)
+    return Networks(actor, values, env.state_dim, tuple(env.goal_indices))
 
 
 def rates(config: TD3Config) -> dict[str, float]:
@@ -109,9 +96,6 @@ def init(config: TD3Config, networks: Networks, key: jax.Array) -> TargetAgentSt
     return agent.with_targets(fresh.replace(opt_state=moments), tuple(params))
 
 
-# Acting.
-
-
 def policy(networks: Networks, params: Any, state: jax.Array, goal: jax.Array) -> jax.Array:
     """Actions of an actor's parameters in states and goals as the networks see them."""
     return jnp.tanh(networks.actor.apply(params, state, goal))
@@ -119,8 +103,8 @@ def policy(networks: Networks, params: Any, state: jax.Array, goal: jax.Array) -
 
 def propose(networks: Networks, agent_state: TargetAgentState, state: jax.Array, goal: jax.Array) -> jax.Array:
     """What the policy does in states (..., state_dim) for goals (..., goal_dim)."""
-    state, goal = agent.normalize(agent_state.normalizer, networks.goal_indices, state, goal)
-    return policy(networks, agent_state.params["actor"], state, goal)
+    inputs = agent.normalize(agent_state.normalizer, networks.goal_indices, state, goal)
+    return policy(networks, agent_state.params["actor"], *inputs)
 
 
 def blur(key: jax.Array, action: jax.Array, std: float, clip: float) -> jax.Array:
@@ -144,12 +128,7 @@ def act(
 
 
 def explore(
-    config: TD3Config,
-    networks: Networks,
-    agent_state: TargetAgentState,
-    memory: Any,
-    obs: jax.Array,
-    key: jax.Array,
+    config: TD3Config, networks: Networks, agent_state: TargetAgentState, memory: Any, obs: jax.Array, key: jax.Array
 ) -> tuple[jax.Array, Any]:
     """As `act`, but uniformly random up to the first update, as in the paper: a fresh actor is the same push
     everywhere, and a body that it keeps in one place shows no way to anywhere."""
@@ -195,6 +174,7 @@ def update(
     the targets follow."""
     batch = hindsight.normalize(agent_state.normalizer, networks.goal_indices, batch)
     params, target = agent_state.params, target_of(config, networks, agent_state.targets, batch, key)
+    turn = (batch.number + 1) % config.policy_delay == 0
 
     def critic_loss(critic):
         return value_loss(networks.values.apply(critic, batch.state, batch.goal, batch.action), target)
@@ -205,7 +185,6 @@ def update(
 
     gradient, metrics = jax.grad(critic_loss, has_aux=True)(params["critic"])
     agent_state = descend(config, agent_state, "critic", gradient)
-    turn = (batch.number + 1) % config.policy_delay == 0
     agent_state, loss = jax.lax.cond(turn, actor_turn, lambda agent_state: (agent_state, 0.0), agent_state)
     updates = config.updates_per_training_step()
     # Metrics are averaged over all updates of a training step: this makes it the mean over the actor's.
