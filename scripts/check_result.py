@@ -2,8 +2,8 @@
 
     python scripts/check_result.py results/ant_cpu
 
-A folder holds a run, or a folder per seed: `config.json` and `metrics.csv` as training.py writes them. Its row in
-results/README.md has the command. CONTRIBUTING.md says how to add one.
+A folder holds a run, or a folder per run: `config.json` and `metrics.csv` as training.py writes them. Its row in
+results/README.md has the command, or the commands. CONTRIBUTING.md says how to add one.
 """
 
 import csv
@@ -62,7 +62,7 @@ def check(folder: Path) -> list[str]:
     problems = [f"{run_dir}: {problem}" for run_dir in run_dirs for problem in check_run(run_dir, row)]
     if not row:
         problems.append(f"{folder.parent / 'README.md'} has no row | `{folder.name}` | command | what it shows |")
-    elif command_of(row) is None:
+    elif not commands_of(row):
         problems.append(f"{folder.parent / 'README.md'}: the row of {folder.name} has no command `{TRAINING}...`")
     return problems
 
@@ -74,10 +74,10 @@ def readme_row(folder: Path) -> str:
     return next((line for line in lines if line.startswith(f"| `{folder.resolve().name}` |")), "")
 
 
-def command_of(row: str) -> list[str] | None:
-    """The words of the row's training command after training.py."""
+def commands_of(row: str) -> list[list[str]]:
+    """The words of each of the row's training commands after training.py."""
     commands = [command for command in re.findall(r"`([^`]+)`", row) if command.startswith(TRAINING)]
-    return shlex.split(commands[0].removeprefix(TRAINING)) if commands else None
+    return [shlex.split(command.removeprefix(TRAINING)) for command in commands]
 
 
 def check_run(run_dir: Path, row: str) -> list[str]:
@@ -123,15 +123,13 @@ def check_curve(table: Path) -> tuple[list[int], list[str]]:
 
 
 def check_command(flags: dict, row: str) -> list[str]:
-    """Whether the command in the row gives the recorded flags."""
-    command = command_of(row)
-    if command is None:
-        return []
+    """Whether a command in the row gives the recorded flags; else, in what the nearest one differs."""
     try:
-        other = differences(flags, parse_config(command, REGISTRIES))
+        others = [differences(flags, parse_config(command, REGISTRIES)) for command in commands_of(row)]
     except ConfigError as error:
         return [f"its flags or its command cannot be read: {error}"]
-    return [f"config.json has --{name} {flags.get(name)}, which the command does not give" for name in other]
+    nearest = min(others, key=len, default=[])
+    return [f"config.json has --{name} {flags.get(name)}, which the command does not give" for name in nearest]
 
 
 if __name__ == "__main__":

@@ -84,6 +84,21 @@ def test_a_row_may_say_that_a_run_was_stopped(folder):
     assert check_result.check(folder) == []
 
 
+def test_a_row_may_have_several_commands(folder):
+    """A run has to be of one of them."""
+    for name, energy_fn in (("l2", "l2"), ("dot", "dot")):
+        shutil.copytree(folder, folder.parent / "new" / name)
+        in_record(folder.parent / "new" / name, '"energy_fn": "l2"', f'"energy_fn": "{energy_fn}"')
+    command = check_result.commands_of(check_result.readme_row(folder))[0]
+    row = f"| `new` | `python training.py {' '.join(command)}`"
+    readme = folder.parent / "README.md"
+    readme.write_text(f"{row} |\n")
+    (problem,) = check_result.check(folder.parent / "new")
+    assert "new/dot: config.json has --energy_fn dot" in problem
+    readme.write_text(f"{row}, `python training.py {' '.join(command)} --energy_fn dot` |\n")
+    assert check_result.check(folder.parent / "new") == []
+
+
 def test_a_folder_without_runs_and_no_folder(tmp_path, capsys):
     assert check_result.main([str(tmp_path)]) == 1
     assert "no run in it" in capsys.readouterr().out
