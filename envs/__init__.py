@@ -52,10 +52,14 @@ ENVS: dict[str, Callable[..., GoalEnv]] = {
 }
 
 
+def family(name: str) -> type[GoalEnv]:
+    """The class of an environment, of which its constructor may be a variant."""
+    return getattr(ENVS[name], "func", ENVS[name])
+
+
 def own_backend(name: str) -> str | None:
     """The backend that an environment has when the user names none; None if no engine steps it."""
-    constructor = ENVS[name]
-    return getattr(getattr(constructor, "func", constructor), "default_backend", None)
+    return getattr(family(name), "default_backend", None)
 
 
 def quicker_backend(name: str, platform: str) -> str | None:
@@ -75,7 +79,7 @@ def make_env(name: str, backend: str | None = None, use_dense_reward: bool = Fal
     if name not in ENVS:
         raise ValueError(unknown("env", name, ENVS))
     options = {"gen_distances": gen_distances} if gen_distances else {}
-    if options and getattr(ENVS[name], "func", None) is not AntCorridor:
+    if options and family(name) is not AntCorridor:
         corridors = ", ".join(f"ant_{layout}_gen" for layout in CORRIDORS)
         raise ValueError(f"gen_distances {gen_distances!r} are for {corridors}; {name} has none")
     return ENVS[name](backend=backend, use_dense_reward=use_dense_reward, **options)

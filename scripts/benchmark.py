@@ -35,7 +35,7 @@ import tyro
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any directory
 
-from envs import ENVS, make_env, native, own_backend
+from envs import ENVS, family, make_env, native, own_backend
 from envs.ant import Ant
 from envs.ant_maze import AntMaze
 from envs.base import GoalEnv
@@ -547,10 +547,17 @@ class EngineFlags(WalkFlags):
 def read_engines(args: list[str]) -> EngineFlags:
     """The flags, checked."""
     options = read_walks(EngineFlags, "benchmark.py engines", args)
-    for name in options.envs:
+    require_engine(options.envs)
+    return options
+
+
+def require_engine(names: tuple[str, ...]) -> None:
+    """Refuses environments that MuJoCo's own engine cannot be compared on."""
+    for name in names:
         if own_backend(name) is None:
             raise ConfigError(f"--envs: no engine steps {name}")
-    return options
+        if "mujoco" not in family(name).supported():
+            raise ConfigError(f"--envs: mujoco does not step {name}")
 
 
 def run_engines(options: EngineFlags) -> None:
@@ -591,15 +598,8 @@ def read_agreement(args: list[str]) -> AgreementFlags:
     options = parse(AgreementFlags, args, "benchmark.py agreement")
     if min(options.num_envs, options.steps) < 1:
         raise ConfigError(f"--num_envs {options.num_envs} and --steps {options.steps} are at least 1")
-    for name in options.envs:
-        if own_backend(name) is None or "mjx" not in family(name).supported():
-            raise ConfigError(f"--envs: mjx does not step {name}")
+    require_engine(options.envs)
     return options
-
-
-def family(name: str) -> type[GoalEnv]:
-    """The class of an environment, of which its constructor may be a variant."""
-    return getattr(ENVS[name], "func", ENVS[name])
 
 
 def run_agreement(options: AgreementFlags) -> None:

@@ -120,7 +120,7 @@ def test_engines_take_turns(capsys):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--envs", "point"], "point"),
+        (["--envs", "point"], "no engine steps point"),
         (["--envs", "nowhere"], "nowhere"),
         (["--steps", "0"], "at least 1"),
     ],

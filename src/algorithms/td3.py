@@ -174,7 +174,6 @@ def update(
     the targets follow."""
     batch = hindsight.normalize(agent_state.normalizer, networks.goal_indices, batch)
     params, target = agent_state.params, target_of(config, networks, agent_state.targets, batch, key)
-    turn = (batch.number + 1) % config.policy_delay == 0
 
     def critic_loss(critic):
         return value_loss(networks.values.apply(critic, batch.state, batch.goal, batch.action), target)
@@ -185,6 +184,7 @@ def update(
 
     gradient, metrics = jax.grad(critic_loss, has_aux=True)(params["critic"])
     agent_state = descend(config, agent_state, "critic", gradient)
+    turn = (batch.number + 1) % config.policy_delay == 0
     agent_state, loss = jax.lax.cond(turn, actor_turn, lambda agent_state: (agent_state, 0.0), agent_state)
     updates = config.updates_per_training_step()
     # Metrics are averaged over all updates of a training step: this makes it the mean over the actor's.
