@@ -9,6 +9,7 @@ import numpy as np
 
 from envs import ENVS
 from envs.base import EnvState
+from envs.check import QUICK_COMPILE
 from envs.physics import PhysicsEnv
 
 
@@ -77,7 +78,9 @@ def _roll(env: PhysicsEnv, q: jax.Array, qd: jax.Array, goal: jax.Array, actions
 
 def roll(env: PhysicsEnv, q, qd, goal, actions) -> EnvState:
     """The states after each of `actions` (T, N, action_size), from joint positions and velocities (N, ...)."""
-    return _roll(env, *(jnp.asarray(leaf, jnp.float32) for leaf in (q, qd, goal, actions)))
+    args = [jnp.asarray(leaf, jnp.float32) for leaf in (q, qd, goal, actions)]
+    quick = QUICK_COMPILE if len(q) * len(actions) < 1000 else None
+    return _roll.lower(env, *args).compile(compiler_options=quick)(*args)
 
 
 # The first name of each family: its variants differ in layout or goals, not in how they meet a backend.

@@ -16,7 +16,7 @@ import pytest
 from conftest import ProbeEnv
 from rollouts import FAMILIES, FIRST_OF_FILE, start_and_goal
 
-from envs import ENVS, make_env
+from envs import ENVS, family, make_env
 from envs.base import GoalEnv
 from envs.check import QUICK_COMPILE, check_contract, check_control_step, check_env
 from envs.humanoid import Humanoid
@@ -80,8 +80,12 @@ def compiled_model(name: str, backend: str) -> mujoco.MjModel:
 # Every environment.
 
 
-# MJX compiles the contacts of an arm for minutes.
-QUICK_BACKENDS = {name: "mujoco" for name in ENVS if name.startswith("arm_")}
+# Variants differ from the first of their family in layout and goals; MJX compiles the contacts of an arm for minutes.
+QUICK_BACKENDS = {
+    name: "mujoco"
+    for name in ENVS
+    if name.startswith("arm_") or ("mjx" in getattr(family(name), "physics", ()) and name not in FAMILIES.values())
+}
 
 
 @pytest.mark.parametrize(
@@ -100,18 +104,18 @@ def test_sizes_of_a_family_are_what_reset_and_step_return(name):
 
 OTHER_BACKENDS = [
     (name, backend)
-    for family, name in FAMILIES.items()
-    for backend in getattr(family, "physics", ())
-    if backend != QUICK_BACKENDS.get(name, family.default_backend)
+    for env_class, name in FAMILIES.items()
+    for backend in getattr(env_class, "physics", ())
+    if backend != QUICK_BACKENDS.get(name, env_class.default_backend)
 ]
-# Of the arms the one that meets most; each steps on MJX in test_envs_arm.py.
-ROLLED_OUT = {*FIRST_OF_FILE.values(), "arm_binpick_easy"} - {"arm_reach"}
+# The others are mazes, stepped on every engine in test_envs_maze.py, and arms, on MJX in test_envs_arm.py.
+ROLLED_OUT = {"reacher", "cheetah", "pusher_easy", "ant", "humanoid", "ant_ball", "ant_push", "simple_u_maze"}
 
 
 @SLOW
 @pytest.mark.parametrize(("name", "backend"), OTHER_BACKENDS)
 def test_other_backends_keep_the_contract(name, backend):
-    """In a roll-out of one environment per file, whose models the others share."""
+    """In a roll-out of one environment per model, the others by what they trace."""
     if name in ROLLED_OUT:
         checks, _ = checked(name, backend)
     else:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import mujoco
 import numpy as np
 import pytest
+from conftest import slow
 from rollouts import random_ants, random_humanoids, roll, start_and_goal
 
 from envs import ENVS, make_env, maze
@@ -86,9 +87,7 @@ def assert_same_physics(difference: np.ndarray) -> None:
     assert np.mean(difference[-1] < 1e-3) > 0.95
 
 
-@pytest.mark.parametrize(
-    ("layout", "count"), [("u_maze", 256), pytest.param("big_maze", 64, marks=pytest.mark.slow), ("hardest_maze", 24)]
-)
+@pytest.mark.parametrize(("layout", "count"), [("u_maze", 256), slow("hardest_maze", 24)])
 def test_three_moving_walls_are_the_full_maze(layout, count):
     result = compare(layout, "spring", count, 25)
     assert_same_physics(worst(result.moving, result.full))
@@ -378,7 +377,7 @@ def compare_humanoids(layout: str, backend: str, count: int, steps: int) -> type
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("layout", "backend", "count", "steps"),
-    [("u_maze", "spring", 64, 10), ("big_maze", "spring", 64, 10), ("u_maze", "mjx", 16, 3)],
+    [("u_maze", "spring", 64, 10), ("u_maze", "mjx", 16, 3)],
 )
 def test_four_walls_per_link_of_the_humanoid_are_the_full_maze(layout, backend, count, steps):
     result = compare_humanoids(layout, backend, count, steps)
