@@ -30,7 +30,7 @@ def flag_table() -> str:
 
 
 def flag_row(flag: str, algorithms: dict[str, type[Config]]) -> str:
-    """A flag as every run has it, or as the first of the algorithms that have it, and where it has another default."""
+    """A flag as every run has it, or what it means to each of the algorithms that have it, and its other defaults."""
     having = {name: each for name, each in algorithms.items() if flag in each.__dataclass_fields__}
     shared = flag in Config.__dataclass_fields__
     config_class = Config if shared else next(iter(having.values()))
@@ -44,8 +44,11 @@ def flag_row(flag: str, algorithms: dict[str, type[Config]]) -> str:
         names = " The names are in [environments](environments.md)."
     elif choice:
         names = f" `{'`, `'.join(REGISTRIES[choice.kind])}`."
-    owners = "" if shared else f"{', '.join(having)}: "
-    return f"| `--{flag}` | {default} | {owners}{field_documentation(config_class)[flag]}{names} |"
+    owners: dict[str, list[str]] = {}
+    for name, each in having.items():
+        owners.setdefault(field_documentation(each)[flag], []).append(name)
+    meaning = " ".join(f"{', '.join(who)}: {text}" for text, who in owners.items())
+    return f"| `--{flag}` | {default} | {field_documentation(Config)[flag] if shared else meaning}{names} |"
 
 
 def field_documentation(config_class: type) -> dict[str, str]:

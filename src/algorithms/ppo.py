@@ -40,7 +40,7 @@ class PPOConfig(Config):
     """Adam's rate for the value network."""
     normalize_observations: bool = True
     discounting: Annotated[float, Range(0, 1, open=True, example=0.97)] = 0.97
-    """What a reward counts for one action earlier; inside (0, 1)."""
+    """What a reward is worth one action later; inside (0, 1)."""
     num_passes: Annotated[int, Range(1)] = 4
     """Passes over each unroll, with every row once in each."""
     gae_lambda: Annotated[float, Range(0, 1)] = 0.95
