@@ -656,7 +656,7 @@ _SMALL = {
 
 
 @pytest.mark.slow
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(changes=st.fixed_dictionaries({}, optional=_SMALL))
 def test_legal_flags_train(changes, tmp_path_factory):
     config = tiny(**changes, output_dir=str(tmp_path_factory.mktemp("runs")))

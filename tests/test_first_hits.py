@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import ProbeEnv, make_probe_program, tiny_of
+from conftest import ProbeEnv, make_probe_program, slow, tiny_of
 
 from envs import ENVS
 from src import first_hits, goals, hazards, replay_buffer, train
@@ -208,8 +208,9 @@ class Dweller(ProbeEnv):
     dwell = 3
 
 
-@pytest.mark.parametrize("method", [srl, chrono])
-@pytest.mark.parametrize("probe", [ProbeEnv, Dweller])
+@pytest.mark.parametrize(
+    ("method", "probe"), [slow(srl, ProbeEnv), slow(srl, Dweller), slow(chrono, ProbeEnv), (chrono, Dweller)]
+)
 def test_an_update_moves_every_part(method, probe):
     """With single goals and with sequences, all numbers finite."""
     config = tiny_of(srl.SRLConfig if method is srl else chrono.ChronoConfig, batch_size=4)

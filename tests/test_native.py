@@ -288,6 +288,7 @@ def test_the_engine_is_recorded_and_used_again(run_of_cheetah, capsys):
 # Runs.
 
 
+@pytest.mark.slow
 def test_a_run_that_is_resumed_is_the_run_that_was_not(run_of_cheetah, tmp_path):
     config, whole = run_of_cheetah
     part = dataclasses.replace(config, output_dir=str(tmp_path / "runs"))
@@ -317,7 +318,8 @@ def on_one_device(tmp_path_factory):
     return trained_on(1, dataclasses.replace(SEEDS, output_dir=str(tmp_path_factory.mktemp("one"))))
 
 
-@pytest.mark.parametrize("count", [2, slow(4)])
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [2, 4])
 def test_seeds_and_envs_on_several_devices_are_those_of_one(count, on_one_device, tmp_path):
     """Two devices have a seed each; of four, each seed has two, which share its envs."""
     others = trained_on(count, dataclasses.replace(SEEDS, output_dir=str(tmp_path)))

@@ -65,9 +65,8 @@ def interrupt(monkeypatch, config, moment, number=signal.SIGTERM):
     ("moment", "changes"),
     [
         (0, {}),
-        (1, {"normalize_observations": True}),
-        (2, {"fresh_goals": False}),
-        (3, {}),
+        slow(1, {"normalize_observations": True}),
+        slow(2, {"fresh_goals": False}),
         (4, {"num_seeds": 2}),
         (3, {"action_chunk": 3, "num_critics": 2, "goal_proposal": "achieved"}),
     ],

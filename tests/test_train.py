@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import UPDATE_METRICS, ProbeEnv, make_probe_program, registered, tiny, tiny_of
+from conftest import UPDATE_METRICS, ProbeEnv, make_probe_program, registered, slow, tiny, tiny_of
 from trainings import LEARNER, run_to_end, silent, success_rates
 
 from src import loop, train
@@ -339,14 +339,10 @@ def measured_and_planned(program, compiled):
 @pytest.mark.parametrize(
     "changes",
     [
-        pytest.param({"num_seeds": 2}, marks=pytest.mark.slow),
-        pytest.param({"action_chunk": 5}, marks=pytest.mark.slow),
-        pytest.param({"num_critics": 2}, marks=pytest.mark.slow),
-        pytest.param({"num_critics": 2, "action_chunk": 3, "num_seeds": 2}, marks=pytest.mark.slow),
+        slow({"num_critics": 2}),
+        slow({"num_critics": 2, "action_chunk": 3, "num_seeds": 2}),
         {"num_envs": 512, "max_replay_size": 2000, "batch_size": 64},
-        pytest.param(
-            {"num_timesteps": 100_000, "batch_size": 700, "multiplier_num_sgd_steps": 20}, marks=pytest.mark.slow
-        ),
+        slow({"num_timesteps": 100_000, "batch_size": 700, "multiplier_num_sgd_steps": 20}),
     ],
 )
 def test_the_planned_memory_is_that_of_the_compiled_program(changes):
@@ -376,12 +372,11 @@ def test_nothing_in_the_compiled_program_is_larger_than_the_replay():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("env_name", "most"), [("reacher", 1.3), ("ant", 1.3)])
-def test_a_run_of_1024_envs_needs_little_more_than_its_replay(env_name, most):
-    config = CRLConfig(env_name=env_name, num_envs=1024)
+def test_a_run_of_1024_envs_needs_little_more_than_its_replay():
+    config = CRLConfig(env_name="ant", num_envs=1024)
     program = make_program(config, derive_schedule(config))
     init, keys, _ = loop.make_init(program, [0])
     compiled = loop.compile_program(program, False, *jax.eval_shape(init, keys), silent).train_chunk
     measured, plan = measured_and_planned(program, compiled)
-    assert measured < most * plan["replay"]
+    assert measured < 1.3 * plan["replay"]
     assert sum(plan.values()) == pytest.approx(measured, rel=0.2)
