@@ -126,11 +126,16 @@ PLACEHOLDERS = {
     "envs.check point_mass": "envs.check reacher",
     "envs.check --all": "envs.check reacher",
     "in 1 2 3 4 5;": "in 1;",
-    # Which compiles faster. The ant is trained by scripts/train.sh, its mazes by a command of their own.
+    "in binary infonce flatnce fb dp;": "in binary dp;",
+    # What compiles faster. The ant is trained by scripts/train.sh.
     "--env_name ant ": "--env_name reacher ",
     "--env_name ant\n": "--env_name reacher\n",
+    "_maze_gen --gen": "_maze_gen --backend mujoco --gen",
+    "_maze --network": "_maze --backend mujoco --network",
     "sweep.yml\n": "sweep.yml --runs 1\n",
     "--runs 20": "--runs 3",
+    "--num_seeds 5": "--num_seeds 2",
+    "--num_seeds 8": "--num_seeds 2",
 }
 
 
