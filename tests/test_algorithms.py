@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import flags, make_probe_program, tiny_of
+from conftest import flags, make_probe_program, slow, tiny_of
 
 import training
 from scripts import evaluate
@@ -49,7 +49,7 @@ def test_a_run_resumes_bit_for_bit(name):
         np.testing.assert_array_equal(one, other)
 
 
-@EVERY
+@pytest.mark.parametrize("name", ["crl", *(slow(name) for name in ALGORITHMS if name != "crl")])
 def test_seeds_trained_together_are_the_runs_they_would_be_alone(name):
     program = make_probe_program(config_of(name, num_timesteps=100))
     (*_, alone), (*_, together) = moments(program), moments(program, seeds=(1, 0))

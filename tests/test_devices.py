@@ -90,6 +90,7 @@ def test_seeds_on_a_device_each_are_the_seeds_of_one_device(tmp_path, one_device
     assert_close(results(config), one_device(4))
 
 
+@pytest.mark.slow
 def test_a_seed_on_four_devices_is_that_of_one_device_resumed_or_not(tmp_path, one_device):
     """Half of it, then the rest from the checkpoint."""
     config = dataclasses.replace(DIVISIBLE, output_dir=str(tmp_path))

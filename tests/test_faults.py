@@ -518,7 +518,7 @@ def test_an_env_that_blows_up_ends_its_episode_and_counts_nothing():
     np.testing.assert_allclose(env_state.metrics["x"], [0.45, 0.1 + 0.2], rtol=1e-6)
 
 
-@pytest.mark.parametrize("seeds", [(0,), (0, 1)])
+@pytest.mark.parametrize("seeds", [slow((0,)), (0, 1)])
 def test_blown_up_envs_are_counted_and_pollute_nothing(seeds):
     """The count is that of trajectories that ended before their time, whatever the chunks."""
     program = make_probe_program(tiny(max_replay_size=200, num_evals=2), Exploding)

@@ -269,6 +269,7 @@ def run_of_cheetah(tmp_path_factory):
     return config, run_dir
 
 
+@pytest.mark.slow
 def test_the_engine_is_recorded_and_used_again(run_of_cheetah, capsys):
     config, run_dir = run_of_cheetah
     assert json.loads((run_dir / "config.json").read_text())["flags"]["backend"] == "mujoco"

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import ProbeEnv, make_probe_program, tiny
+from conftest import ProbeEnv, make_probe_program, slow, tiny
 
 from scripts import evaluate
 from src import loop, train
@@ -195,7 +195,7 @@ def last_of(program, seeds, resumed=None, stop=lambda moment: False):
     return moment
 
 
-@pytest.mark.parametrize("seeds", [(3,), (3, 4)])
+@pytest.mark.parametrize("seeds", [(3,), slow((3, 4))])
 def test_a_run_resumes_with_what_its_policies_remembered(seeds):
     """From arrays as checkpoints store them, in the middle of episodes of 8 steps; each seed on its own."""
     program = counting_program(tiny(num_seeds=len(seeds)), lives=(3, 12))

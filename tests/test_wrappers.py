@@ -238,6 +238,7 @@ def test_all_that_leaves_an_env_is_float32_and_int32_with_x64_too(name, backend)
     assert all(dtype == jnp.float32 for path, dtype in visible if jax.tree_util.keystr(path) not in integers)
 
 
+@pytest.mark.slow
 def test_training_with_x64(tmp_path):
     program = [sys.executable, str(Path(__file__).parent / "probe_training.py")]
     command = [*program, *flags(tiny(output_dir=str(tmp_path)))]
