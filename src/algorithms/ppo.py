@@ -33,8 +33,8 @@ class PPOConfig(Config):
     """Trains a goal-reaching agent on the environment's reward with PPO, on-policy."""
 
     algorithm: Annotated[str, Choice("algorithm")] = "ppo"
-    unroll_length: Annotated[int, Range(1)] = 16
-    batch_size: Annotated[int, Range(2)] = 512
+    unroll_length: Annotated[int, Range(1)] = 64
+    batch_size: Annotated[int, Range(2)] = 2048
     policy_lr: Annotated[float, RATE] = 3e-4
     critic_lr: Annotated[float, RATE] = 3e-4
     """Adam's rate for the value network."""
@@ -49,7 +49,7 @@ class PPOConfig(Config):
     """How far an action's probability may move from that in the unroll, as a share of it, and still be learned from."""
     value_coef: Annotated[float, Range(0)] = 0.25
     """Weight of the value's squared error in the loss."""
-    entropy_coef: Annotated[float, Range(0)] = 1e-4
+    entropy_coef: Annotated[float, Range(0)] = 1e-2
     """Weight of the policy's entropy in the loss."""
 
     def updates_per_training_step(self) -> int:
