@@ -42,8 +42,8 @@ def test_a_sweep_leaves_figures_table_and_plot(monkeypatch, tmp_path, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in ALGORITHMS if name != "crl"])
-def test_every_algorithm_can_be_measured(name, monkeypatch, tmp_path):
+@pytest.mark.parametrize("name", ["sac", "ppo", "chrono"])
+def test_other_algorithms_can_be_measured(name, monkeypatch, tmp_path):
     monkeypatch.setattr(benchmark, "MATMUL_SIZE", 8)
     out = tmp_path / "figures.json"
     config = tiny_of(ALGORITHMS[name].config, batch_size=4)

@@ -77,7 +77,7 @@ SMALL = {
     "scripts/benchmark.py checkpoint": [*TRAINING, "--pairs", "1"],
     "scripts/benchmark.py mazes": shlex.split("--layouts u_maze --num_envs 2 --steps 2 --repeats 1"),
     "scripts/benchmark.py scale": [],
-    "scripts/crash_test.py": ["--kills", "4", f"--flags={shlex.join([*TRAINING, *MANY_CHECKPOINTS])}"],
+    "scripts/crash_test.py": ["--kills", "2", f"--flags={shlex.join([*TRAINING, *MANY_CHECKPOINTS])}"],
     "scripts/evaluate.py": ["--episodes", "4"],
     "scripts/export.py": [],
     "scripts/gallery.py": [],
@@ -133,7 +133,7 @@ PLACEHOLDERS = {
     "_maze_gen --gen": "_maze_gen --backend mujoco --gen",
     "_maze --network": "_maze --backend mujoco --network",
     "sweep.yml\n": "sweep.yml --runs 1\n",
-    "--runs 20": "--runs 3",
+    "--runs 20": "--runs 2",
     "--num_seeds 5": "--num_seeds 2",
     "--num_seeds 8": "--num_seeds 2",
 }
