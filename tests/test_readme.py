@@ -77,7 +77,7 @@ SMALL = {
     "scripts/benchmark.py checkpoint": [*TRAINING, "--pairs", "1"],
     "scripts/benchmark.py mazes": shlex.split("--layouts u_maze --num_envs 2 --steps 2 --repeats 1"),
     "scripts/benchmark.py scale": [],
-    "scripts/crash_test.py": ["--kills", "2", f"--flags={shlex.join([*TRAINING, *MANY_CHECKPOINTS])}"],
+    "scripts/crash_test.py": ["--kills", "4", f"--flags={shlex.join([*TRAINING, *MANY_CHECKPOINTS])}"],
     "scripts/evaluate.py": ["--episodes", "4"],
     "scripts/export.py": [],
     "scripts/gallery.py": [],

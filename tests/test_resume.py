@@ -478,5 +478,5 @@ def test_a_second_ctrl_c_leaves_at_once(monkeypatch, tmp_path):
 def test_kills_at_random_moments_change_nothing(tmp_path):
     """The short form of scripts/crash_test.py."""
     flags = " ".join(arguments(tiny(num_timesteps=16000, num_evals=120))).replace("--env_name probe", "")
-    args = ["--env_name", "probe", "--kills", "4", "--out", str(tmp_path), "--program", "tests/probe_training.py"]
+    args = ["--env_name", "probe", "--kills", "6", "--out", str(tmp_path), "--program", "tests/probe_training.py"]
     assert crash_test.main([*args, f"--flags={flags}"]) == 0
