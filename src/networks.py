@@ -184,6 +184,11 @@ def trunk_workspace(config: Config, part: str) -> float:
     return h_dim * config.batch_size * n_hidden * per_unit
 
 
+def joint_workspace(config: Config, *parts: str) -> float:
+    """The same for algorithms whose update is one gradient through these parts, and no other pass."""
+    return (2.2 if config.network == "residual4" else 1.4) * sum(trunk_workspace(config, part) for part in parts)
+
+
 class Encoder(nn.Module):
     """A trunk and a linear map to the (..., repr_dim) representation."""
 

@@ -16,7 +16,7 @@ from src.agent import AgentState
 from src.algorithm import Algorithm, OffPolicyConfig
 from src.algorithms import crl
 from src.densities import action_log_prob
-from src.networks import Actor, make_trunk
+from src.networks import Actor, joint_workspace, make_trunk
 from utils import RATE, Choice, Range
 
 
@@ -90,6 +90,6 @@ def update(
 
 
 def workspace(config: GCSLConfig, sizes: Sizes) -> float:
-    """Floats beyond parameters and rows."""
+    """Floats that one update needs beyond parameters and rows, fitted to the memory of compiled programs."""
     del sizes
-    return 3.0 * config.batch_size * config.h_dim * config.n_hidden
+    return joint_workspace(config, "actor")

@@ -15,12 +15,13 @@ import jax.numpy as jnp
 from flax import struct
 
 from envs.base import GoalEnv, Sizes
-from src import agent, replay_buffer
+from src import agent
 from src.advantages import gae
 from src.agent import AgentState
 from src.algorithm import Algorithm, Step
 from src.densities import action_log_prob, tanh_gaussian_log_prob
-from src.networks import Actor, Encoder, make_trunk
+from src.networks import Actor, Encoder, joint_workspace, make_trunk
+from src.replay_buffer import BufferState, take
 from utils import RATE, Choice, Config, ConfigError, Range
 
 # Beyond it an action's ratio teaches no more: a narrowing policy's would grow to a gradient that is no number. The
@@ -88,7 +89,7 @@ def make(config: PPOConfig, env: GoalEnv) -> Algorithm:
         absorb=agent.absorb_states,
         index=lambda buffer_state: (),
         draw=partial(draw, config, networks),
-        gather=lambda steps, index, pick: Batch(replay_buffer.take(steps, pick.row), pick),
+        gather=lambda steps, index, pick: Batch(take(steps, pick.row), pick),
         update=partial(update, config, networks),
         actor=actor,
     )
@@ -128,26 +129,25 @@ class Batch(NamedTuple):
     picks: Picks
 
 
+def judge(networks: Networks, agent_state: AgentState, step: Step) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """(N,) values before and after a step of all envs, and the log density of its action."""
+    inputs = partial(agent.normalize, agent_state.normalizer, networks.goal_indices)
+    critic = partial(networks.critic.apply, agent_state.params["critic"])
+    value, next_value = (critic(*inputs(state, step.goal))[..., 0] for state in (step.state, step.next_state))
+    return value, next_value, action_log_prob(step.action, *agent.policy(networks, agent_state, step.state, step.goal))
+
+
 def draw(
-    config: PPOConfig,
-    networks: Networks,
-    agent_state: AgentState,
-    buffer_state: replay_buffer.BufferState,
-    index: Any,
-    key: jax.Array,
+    config: PPOConfig, networks: Networks, agent_state: AgentState, buffer: BufferState, index: Any, key: jax.Array
 ) -> Picks:
     """All minibatches of a training step, (U, B): every row once per pass, in random order."""
-    del index
-    # Every unroll fills the ring, so that its first row is the oldest.
-    steps, inputs = buffer_state.rows, partial(agent.normalize, agent_state.normalizer, networks.goal_indices)
-    critic = partial(networks.critic.apply, agent_state.params["critic"])
-    value = critic(*inputs(steps.state, steps.goal))[..., 0]
-    next_value = critic(*inputs(steps.next_state, steps.goal))[..., 0]
-    advantage = gae(steps, value, next_value, config.discounting, config.gae_lambda)
-    log_prob = action_log_prob(steps.action, *agent.policy(networks, agent_state, steps.state, steps.goal))
+    del index  # every unroll fills the ring, so that its first row is the oldest
+    # One step of all envs at a time: the hidden layers of a whole unroll would need more memory than all updates.
+    value, next_value, log_prob = jax.lax.map(partial(judge, networks, agent_state), buffer.rows)
+    advantage = gae(buffer.rows, value, next_value, config.discounting, config.gae_lambda)
     shuffle = jax.vmap(lambda key: jax.random.permutation(key, value.size))
     row = shuffle(jax.random.split(key, config.num_passes)).reshape(-1, config.batch_size)
-    return Picks(row, *replay_buffer.take((advantage, value + advantage, log_prob), row))
+    return Picks(row, *take((advantage, value + advantage, log_prob), row))
 
 
 # Learning.
@@ -195,6 +195,6 @@ def update(
 
 
 def workspace(config: PPOConfig, sizes: Sizes) -> float:
-    """Floats beyond parameters and rows."""
+    """Floats that one update needs beyond parameters and rows, fitted to the memory of compiled programs."""
     del sizes
-    return 10.0 * config.batch_size * config.h_dim * config.n_hidden
+    return joint_workspace(config, "actor", "critic")
