@@ -75,6 +75,8 @@ SMALL = {
     "training.py": TRAINING,
     "scripts/benchmark.py": [*TRAINING, "--repeats", "1", "--updates", "2"],
     "scripts/benchmark.py checkpoint": [*TRAINING, "--pairs", "1"],
+    "scripts/benchmark.py engines": shlex.split("--envs reacher --num_envs 2 --steps 2 --repeats 1"),
+    "scripts/benchmark.py agreement": shlex.split("--envs pusher_easy --num_envs 2 --steps 2"),
     "scripts/benchmark.py mazes": shlex.split("--layouts u_maze --num_envs 2 --steps 2 --repeats 1"),
     "scripts/benchmark.py scale": [],
     "scripts/crash_test.py": ["--kills", "4", f"--flags={shlex.join([*TRAINING, *MANY_CHECKPOINTS])}"],
