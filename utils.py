@@ -125,7 +125,7 @@ class Config:
     eval_gen_distances: Annotated[str, Role.LABEL, Before("")] = ""
     """The same for the evaluation; empty: those of training where it is on the same environment, else all ways."""
     backend: Annotated[str | None, Choice("backend")] = None
-    """Physics backend; None is the environment's own."""
+    """Physics backend; None is the environment's own, or on a CPU `mujoco` in place of `mjx`."""
     use_dense_reward: bool = False
     """Report the environment's shaped reward instead of the sparse one."""
     fresh_goals: bool = True
@@ -439,10 +439,10 @@ def write_text(path: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary file to write instead of `path`, put in its place if that worked and removed if not. A folder that
-    was lost is made again."""
+    """A temporary file of the same ending to write instead of `path`, put in its place if that worked and removed if
+    not. A folder that was lost is made again."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{os.getpid()}.{path.name}")
     try:
         yield temporary
         temporary.replace(path)

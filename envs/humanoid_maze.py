@@ -34,7 +34,7 @@ class HumanoidMaze(InMaze, Humanoid):
     """
 
     cell_size = 2.0
-    # A foot can be 1.4 m away from the torso, more than half a cell; no geom is half a metre away from its own link.
+    # A foot can be 1.31 m away from the torso, more than half a cell; no geom is 0.44 m away from its own link.
     parts = (
         Part("torso", ("torso1", "head", "uwaist")),
         Part("lwaist", ("lwaist",)),

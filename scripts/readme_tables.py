@@ -1,4 +1,4 @@
-"""Rewrites the tables of README.md and docs/ that stand in the code: flags, environments, and what to read first.
+"""Rewrites the tables of README.md and docs/ that stand in the code: flags, their choices, environments, what to read.
 
     python scripts/readme_tables.py [--check]
 
@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # so that it runs from any directory
 
 from envs.check import table as environment_table  # noqa: E402
+from scripts.sweep_command import GONE_FLAGS, GONE_VALUES  # noqa: E402
 from src.registries import REGISTRIES  # noqa: E402
 from utils import Choice, Config, fact  # noqa: E402
 
@@ -44,11 +45,16 @@ def flag_row(flag: str, algorithms: dict[str, type[Config]]) -> str:
         names = " The names are in [environments](environments.md)."
     elif choice:
         names = f" `{'`, `'.join(REGISTRIES[choice.kind])}`."
+    meaning = field_documentation(Config)[flag] if shared else meanings(flag, having)
+    return f"| `--{flag}` | {default} | {meaning}{names} |"
+
+
+def meanings(flag: str, having: dict[str, type[Config]]) -> str:
+    """What a flag means to each of the algorithms that have it, those of one meaning together."""
     owners: dict[str, list[str]] = {}
     for name, each in having.items():
         owners.setdefault(field_documentation(each)[flag], []).append(name)
-    meaning = " ".join(f"{', '.join(who)}: {text}" for text, who in owners.items())
-    return f"| `--{flag}` | {default} | {field_documentation(Config)[flag] if shared else meaning}{names} |"
+    return " ".join(f"{', '.join(who)}: {text}" for text, who in owners.items())
 
 
 def field_documentation(config_class: type) -> dict[str, str]:
@@ -62,6 +68,29 @@ def field_documentation(config_class: type) -> dict[str, str]:
             if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr)
         }
     return documentation
+
+
+# Whose names are explained by the first paragraphs of their docstrings.
+EXPLAINED = ("contrastive loss", "energy", "network", "goal rule", "hindsight rule")
+
+
+def choice_table() -> str:
+    """One row per name that these registries have: what it stands for."""
+    rows = ["| | name | what it is |", "|---|---|---|"]
+    for kind in EXPLAINED:
+        for name, value in REGISTRIES[kind].items():
+            paragraph = inspect.getdoc(getattr(value, "func", value)).split("\n\n")[0]
+            rows.append(f"| {kind} | `{name}` | {' '.join(paragraph.split()).replace('|', chr(92) + '|')} |")
+    return "\n".join(rows)
+
+
+def name_table() -> str:
+    """One row per flag or value of newer JaxGCRL that has another name here."""
+    rows = ["| there | here |", "|---|---|"]
+    rows += [f"| `--{before}` | `--{after}` |" for before, after in GONE_FLAGS.items()]
+    for flag, values in GONE_VALUES.items():
+        rows += [f"| `--{flag} {before}` | `--{flag} {after}` |" for before, after in values.items()]
+    return "\n".join(rows)
 
 
 # What a newcomer reads after the README, in this order: a file, a class of it if not all, and what it tells.
@@ -101,6 +130,8 @@ def results_table() -> str:
 # Table -> its file and what makes it.
 TABLES: dict[str, tuple[str, Callable[[], str]]] = {
     "flags": ("docs/flags.md", flag_table),
+    "choices": ("docs/flags.md", choice_table),
+    "names": ("docs/differences.md", name_table),
     "environments": ("docs/environments.md", environment_table),
     "reading": ("README.md", reading_table),
     "results": ("README.md", results_table),

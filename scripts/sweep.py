@@ -6,8 +6,8 @@
 
 What stands after `--` goes to every run. The study lives in a database: the same command continues it, and several
 machines share it by --storage postgresql+psycopg://USER@HOST/DATABASE (pip install "psycopg[binary]"). With
-`-- --dry_run` every run prints its plan, and no study is made. The file is checked in full before anything starts.
-docs/sweeps.md says what it can ask for, and what a program in the place of training.py must do.
+`-- --dry_run` every run writes its plan into a log, and no study is made. The file is checked in full before anything
+starts. docs/sweeps.md says what it can ask for, and what a program in the place of training.py must do.
 
 Exit status: 0 every run has a score, 1 one has none, 2 refused, 75 left by a signal (the same command continues).
 """

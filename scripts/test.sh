@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs the tests, after setting up .venv if need be, one worker per core (eight at most).
-#   scripts/test.sh              what runs by default: about 10 minutes on two cores
+#   scripts/test.sh              what runs by default: about 8 minutes on two cores
 #   scripts/test.sh --fast       the files below: at most 3 minutes, for while you edit
 #   scripts/test.sh -m ""        the slow tests as well
 #   scripts/test.sh -n 0 FILE    any arguments of pytest; -n 0 is one process, for a debugger
@@ -9,7 +9,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 # What compiles little and starts few processes: flags, losses, networks, replay, goals, one training step, files.
 fast=(
-    algorithms check checkpoint chunks crl critics densities evaluator goals gen_distances hindsight imports insight losses
+    check checkpoint chunks crl critics densities evaluator goals gen_distances hindsight imports insight losses
     networks plan policy replay_buffer seams statistics steps train utils wrappers
 )
 

@@ -47,7 +47,7 @@ def _trained_layer(
 
 
 class MLP(nn.Module):
-    """`n_hidden` layers of `h_dim` units, LayerNorm before each activation with `use_ln`."""
+    """`n_hidden` layers of `h_dim` units, each with ReLU (`swish`: swish), and LayerNorm before it with `use_ln`."""
 
     h_dim: int
     n_hidden: int

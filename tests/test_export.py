@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import ProbeEnv, tiny, tiny_of
+from conftest import ProbeEnv, slow, tiny, tiny_of
 from toys import LINEAR
 
 from scripts import export, exported_policy
@@ -70,10 +70,15 @@ def assert_exported(run_dir, *args, obs=OBS):
     return exported
 
 
-ALL = list(itertools.product(ALGORITHMS, NETWORKS, (False, True), (False, True)))
+def parts_of_policies():
+    """Every algorithm and network; by default CRL's, and of the others an MLP with all of its parts."""
+    for algorithm, network, *parts in itertools.product(ALGORITHMS, NETWORKS, (False, True), (False, True)):
+        by_default = algorithm == "crl" or (network == "mlp" and all(parts))
+        case = (algorithm, network, *parts)
+        yield case if by_default else slow(*case)
 
 
-@pytest.mark.parametrize(("algorithm", "network", "use_ln", "normalize"), ALL)
+@pytest.mark.parametrize(("algorithm", "network", "use_ln", "normalize"), parts_of_policies())
 def test_an_export_acts_as_the_policy(tmp_path, algorithm, network, use_ln, normalize):
     """Every algorithm and network that there is, so that none can be forgotten."""
     sizes = {"network": network, "use_ln": use_ln, "normalize_observations": normalize, "n_hidden": 4}
@@ -83,7 +88,7 @@ def test_an_export_acts_as_the_policy(tmp_path, algorithm, network, use_ln, norm
     assert exported.plan_length == getattr(config, "action_chunk", 1)
 
 
-@pytest.mark.parametrize(("n_hidden", "h_dim"), [(1, 8), (2, 5), (3, 8), (16, 32)])
+@pytest.mark.parametrize(("n_hidden", "h_dim"), [(1, 8), *map(slow, [(2, 5), (3, 8)]), (16, 32)])
 @pytest.mark.parametrize("network", list(NETWORKS))
 def test_networks_of_any_depth(tmp_path, network, n_hidden, h_dim):
     n_hidden *= networks.DEPTH_STEPS.get(network, 1)

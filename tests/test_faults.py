@@ -217,7 +217,7 @@ def closed_from_the_start():
     yield {"shell": 'exec "$@" >&- 2>&-', "stdout": None, "stderr": None}, lambda process: None
 
 
-@pytest.mark.parametrize("channel", [full_disk, closed_pipe, lost_terminal, closed_from_the_start])
+@pytest.mark.parametrize("channel", [full_disk, closed_pipe, *map(slow, (lost_terminal, closed_from_the_start))])
 @pytest.mark.parametrize(("changes", "status"), [({}, 0), slow({"critic_lr": 1e30}, FAILED)])
 def test_who_reads_what_is_printed_changes_nothing(tmp_path, tiny_run, channel, changes, status):
     with channel() as (options, then):
@@ -444,6 +444,7 @@ def kill_service(parent: int):
                 os.kill(int(pid), signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_wandb_that_dies_in_the_middle_is_survived(tmp_path):
     config = tiny(output_dir=str(tmp_path), log_wandb=True, num_timesteps=20_000, num_evals=20)
     process = start_process(config, env=os.environ | {"WANDB_MODE": "offline", "WANDB_FINISH_TIMEOUT": "5"})

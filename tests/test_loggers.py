@@ -168,7 +168,8 @@ def test_without_an_account_nobody_is_asked(server, point_at, tmp_path, capsys):
     assert steps(run) == [10]
 
 
-@pytest.mark.parametrize("fault", [pytest.param("refuses", marks=pytest.mark.slow), "drops"])
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["refuses", "drops"])
 def test_out_of_reach_at_the_start(server, point_at, tmp_path, capsys, fault):
     with WandbServer(dropping=True) as gone:
         if fault == "refuses":

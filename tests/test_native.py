@@ -76,7 +76,7 @@ def test_a_step_is_that_of_the_c_library(name):
         np.testing.assert_array_equal(found, expected)
 
 
-@pytest.mark.parametrize("name", ["reacher", "humanoid"])
+@pytest.mark.parametrize("name", ["reacher", slow("humanoid")])
 def test_an_environment_steps_by_it(name):
     """Through reset, `control` and the batch of `vmap`; the state is of the end of the step."""
     env, (q, qd, action) = built(name), starts(name, 3)

@@ -213,6 +213,7 @@ def nothing_compiled_before():
     compilation_cache.reset_cache()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("nothing_compiled_before")
 def test_compiling_a_deep_network_takes_no_longer_than_a_shallow_one():
     """One block is compiled, whatever the depth: as many instructions, and the time that they take."""

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import mujoco
 import numpy as np
 import pytest
-from conftest import ProbeEnv, make_probe_program, tiny
+from conftest import ProbeEnv, make_probe_program, slow, tiny
 from drawing import can_draw, drawn_run, needs_opengl, pixels
+from rollouts import FAMILIES
 
 from envs import ENVS, make_env
 from envs.check import check_env
@@ -31,7 +32,7 @@ def green(picture: np.ndarray) -> np.ndarray:
     return np.argwhere(pixels(picture, "green"))
 
 
-@pytest.mark.parametrize("name", ENVS)
+@pytest.mark.parametrize("name", [name if name in FAMILIES.values() else slow(name) for name in ENVS])
 def test_scene_has_the_joints_of_the_environment(name):
     env = make_env(name)
     model = mujoco.MjModel.from_xml_string(scene_xml(env, 48, 64))
@@ -188,7 +189,7 @@ def test_goals_are_shown_as_far_as_they_are_places(probe, goal, place):
     assert (visible[0] > 0) == (probe is not Angle)
 
 
-@pytest.mark.parametrize("probe", [WithVelocity, TwoPlaces, Angle])
+@pytest.mark.parametrize("probe", [WithVelocity, slow(TwoPlaces), Angle])
 def test_policies_with_goals_that_are_no_places_are_drawn_and_played(probe, tmp_path, capsys):
     program = make_probe_program(tiny(), probe)
     agent_state = program.algorithm.init(jax.random.key(0))

@@ -422,7 +422,7 @@ def test_nothing_is_unpickled(finished, monkeypatch):
 # Signals, sent to a process of its own.
 
 
-LEAVING = [signal.SIGTERM, signal.SIGHUP, *map(slow, (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2))]
+LEAVING = [signal.SIGTERM, *map(slow, (signal.SIGHUP, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2))]
 
 
 @pytest.mark.parametrize("number", LEAVING)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import ProbeEnv, tiny_of
+from conftest import ProbeEnv, slow, tiny_of
 from jax.flatten_util import ravel_pytree
 from trainings import BOOTSTRAPPING, learner_of, success_rates
 
@@ -232,7 +232,7 @@ def test_the_energy_of_pictures_is_the_least_value():
 # Learning.
 
 
-@pytest.mark.parametrize("her_ratio", [0.0, 0.8])
+@pytest.mark.parametrize("her_ratio", [slow(0.0), 0.8])
 def test_sac_learns_to_reach_goals(her_ratio):
     untrained, trained = success_rates(learner_of(sac.SACConfig, her_ratio=her_ratio, **BOOTSTRAPPING))
     assert untrained < 0.25

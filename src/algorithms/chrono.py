@@ -30,7 +30,7 @@ class ChronoConfig(SRLConfig):
     action_chunk: Annotated[int, Range(1)] = 2
     distance_coef: Annotated[float, Range(0)] = 0.0
     """Weight, in what the actor maximises, of minus the steps to the goal by the distance of the representations: it
-    grows on beyond what was ever reached, where the hazards know nothing."""
+    keeps growing beyond what was ever reached, where the hazards know nothing."""
 
 
 def make(config: ChronoConfig, env: GoalEnv) -> Algorithm:

@@ -38,7 +38,7 @@ class SRLConfig(PlanningConfig):
     own_goals: Annotated[float, Range(0, 1)] = 0.05
     other_goals: Annotated[float, Range(0, 1)] = 0.1
     time_discounting: Annotated[float, Range(0, 1, open=True, example=0.999)] = 0.999
-    """What a step counts that comes one action later, in the time until the goal is reached; inside (0, 1)."""
+    """Discount per action in the time until the goal is reached; inside (0, 1)."""
     hazard_bins: Annotated[int, Range(0, 1000)] = 48
     """Edges of the bins of time that share a hazard, their lengths growing geometrically; 0 makes each step a bin."""
 
