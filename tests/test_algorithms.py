@@ -19,8 +19,6 @@ from src.policy import load_policy
 from utils import read_config
 
 EVERY = pytest.mark.parametrize("name", ALGORITHMS)
-# On each kind of replay and critic by default: td3 is like sac, srl like chrono.
-UNLIKE = pytest.mark.parametrize("name", [slow(name) if name in ("td3", "srl") else name for name in ALGORITHMS])
 
 
 def config_of(name, **changes):
@@ -36,7 +34,8 @@ def leaves(run_state):
     return [np.array(leaf) for leaf in jax.tree.leaves(state)]
 
 
-@UNLIKE
+# By default on each kind of replay and critic: td3 is like sac, srl like chrono.
+@pytest.mark.parametrize("name", [slow(name) if name in ("td3", "srl") else name for name in ALGORITHMS])
 def test_a_run_resumes_bit_for_bit(name):
     program = make_probe_program(config_of(name))
     for moment in moments(program):
@@ -73,7 +72,7 @@ def test_no_key_is_used_twice(name):
         jax.jit(functools.partial(train.evaluation, program)).lower(state.agent_state, jax.random.key(1), count)
 
 
-@UNLIKE
+@pytest.mark.parametrize("name", [name if name in ("crl", "ppo") else slow(name) for name in ALGORITHMS])
 def test_a_run_leaves_what_the_scripts_read(name, probe_registered, tmp_path, capsys):
     config = config_of(name, output_dir=str(tmp_path), run_dir_file=str(tmp_path / "folder"), num_seeds=2)
     assert training.main(flags(config)) == 0

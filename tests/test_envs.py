@@ -84,7 +84,8 @@ def compiled_model(name: str, backend: str) -> mujoco.MjModel:
 QUICK_BACKENDS = {
     name: "mujoco"
     for name in ENVS
-    if name.startswith("arm_") or ("mjx" in getattr(family(name), "physics", ()) and name not in FAMILIES.values())
+    if name.startswith(("arm_", "ant_push"))
+    or ("mjx" in getattr(family(name), "physics", ()) and name not in FAMILIES.values())
 }
 
 
@@ -111,6 +112,7 @@ ROLLED_OUT = {
     *((name, "mjx") for name in ("humanoid", "ant_ball", "simple_u_maze")),
     *((name, "spring") for name in ("reacher", "pusher_easy")),
     ("cheetah", "generalized"),
+    ("ant_push", "mjx"),
 }
 
 

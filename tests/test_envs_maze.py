@@ -87,14 +87,14 @@ def assert_same_physics(difference: np.ndarray) -> None:
     assert np.mean(difference[-1] < 1e-3) > 0.95
 
 
-@pytest.mark.parametrize(("layout", "count"), [("u_maze", 96), slow("hardest_maze", 24)])
+@pytest.mark.parametrize(("layout", "count"), [("u_maze", 64), slow("hardest_maze", 24)])
 def test_three_moving_walls_are_the_full_maze(layout, count):
     result = compare(layout, "spring", count, 25)
     assert_same_physics(worst(result.moving, result.full))
 
 
 def test_the_compared_ants_touch_walls():
-    result = compare("u_maze", "spring", 96, 25)
+    result = compare("u_maze", "spring", 64, 25)
     difference = worst(result.full, result.free)
     assert np.mean(difference[-1] > 1e-2) > 0.5
 
@@ -109,7 +109,7 @@ def test_three_moving_walls_are_the_full_maze_on_other_backends(backend):
 
 def test_a_wall_stops_the_ant():
     """Thrown at 5 m/s from 1.2 m in front of a wall, whose face is at x = 2."""
-    result = compare("u_maze", "spring", 96, 25)
+    result = compare("u_maze", "spring", 64, 25)
     assert result.moving[:, :THROWN, 0].min() > 2.0
     assert np.median(result.free[-1, :THROWN, 0]) < 1.9
 

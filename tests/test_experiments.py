@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import flags, tiny
+from conftest import flags, slow, tiny
 
 from src.algorithms import ALGORITHMS
 from src.command_line import parse_config
@@ -100,7 +100,7 @@ def test_a_loop_over_methods_trains_each_with_every_seed_and_draws(loop, name):
             parse_config(words, REGISTRIES)  # refuses a flag that the algorithm does not have
 
 
-@pytest.mark.parametrize("name", LOOPS)
+@pytest.mark.parametrize("name", [name if name == "losses" else slow(name) for name in LOOPS])
 def test_a_loop_trains_every_setting_with_every_seed_and_draws(loop, name):
     process, (*trainings, plot) = loop(name, "--env_name", "ant")
     assert process.returncode == 0, process.stderr

@@ -78,7 +78,7 @@ def parts_of_policies():
         yield case if by_default else slow(*case)
 
 
-@pytest.mark.parametrize(("algorithm", "network", "use_ln", "normalize"), parts_of_policies())
+@pytest.mark.parametrize(("algorithm", "network", "use_ln", "normalize"), list(parts_of_policies()))
 def test_an_export_acts_as_the_policy(tmp_path, algorithm, network, use_ln, normalize):
     """Every algorithm and network that there is, so that none can be forgotten."""
     sizes = {"network": network, "use_ln": use_ln, "normalize_observations": normalize, "n_hidden": 4}
@@ -88,7 +88,7 @@ def test_an_export_acts_as_the_policy(tmp_path, algorithm, network, use_ln, norm
     assert exported.plan_length == getattr(config, "action_chunk", 1)
 
 
-@pytest.mark.parametrize(("n_hidden", "h_dim"), [(1, 8), *map(slow, [(2, 5), (3, 8)]), (16, 32)])
+@pytest.mark.parametrize(("n_hidden", "h_dim"), [(1, 8), slow(2, 5), slow(3, 8), (16, 32)])
 @pytest.mark.parametrize("network", list(NETWORKS))
 def test_networks_of_any_depth(tmp_path, network, n_hidden, h_dim):
     n_hidden *= networks.DEPTH_STEPS.get(network, 1)

@@ -340,7 +340,7 @@ def test_a_user_without_a_home_trains(tmp_path):
     assert len(run_dirs(tmp_path / "runs")) == 1
 
 
-@pytest.mark.parametrize("platforms", ["cuda", "tpu", "nonsense"])
+@pytest.mark.parametrize("platforms", ["cuda", *map(slow, ("tpu", "nonsense"))])
 def test_devices_of_another_machine_are_refused_in_one_line(tmp_path, platforms):
     environment = os.environ | {"JAX_PLATFORMS": platforms}
     process = start_process(tiny(output_dir=str(tmp_path / "runs")), "--dry_run", env=environment)

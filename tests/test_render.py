@@ -127,7 +127,7 @@ def test_a_missing_library_named_by_mujoco_gl_is_done_without(value, library, ca
     assert f"MUJOCO_GL={value}" in line and library in line
 
 
-@pytest.mark.parametrize("value", ["cgl", "gpu", "eg l"])
+@pytest.mark.parametrize("value", ["gpu", *map(slow, ("cgl", "eg l"))])
 def test_environments_are_imported_whatever_mujoco_gl_says(value):
     code = "import envs.render, mujoco; print(envs.make_env('point').dt)"
     environment = os.environ | {"MUJOCO_GL": value}

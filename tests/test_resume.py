@@ -67,7 +67,7 @@ def interrupt(monkeypatch, config, moment, number=signal.SIGTERM):
         (0, {}),
         slow(1, {"normalize_observations": True}),
         slow(2, {"fresh_goals": False}),
-        (4, {"num_seeds": 2}),
+        slow(4, {"num_seeds": 2}),
         (3, {"action_chunk": 3, "num_critics": 2, "goal_proposal": "achieved"}),
     ],
 )
@@ -215,7 +215,9 @@ def another_name(first, tmp_path):
     return first.rename(first.with_name("the best one, überhaupt"))
 
 
-@pytest.mark.parametrize("way", [the_folder, a_link, a_link_to_its_checkpoint, a_way_around, another_name])
+@pytest.mark.parametrize(
+    "way", [a_link, a_way_around, *map(slow, (the_folder, a_link_to_its_checkpoint, another_name))]
+)
 def test_the_other_seeds_are_found_whatever_way_leads_to_the_first(two_seeds, tmp_path, way):
     (first, second), words = two_seeds
     assert training.main([*words, "--resume", str(way(first, tmp_path))]) == 0
@@ -229,7 +231,7 @@ def test_a_seed_whose_folder_is_gone_is_named(two_seeds, capsys):
     assert str(second) in error and "not there" in error
 
 
-@pytest.mark.parametrize("form", ["--output_dir=~/runs", "--output_dir ~/runs", "--output_dir=~/./runs/"])
+@pytest.mark.parametrize("form", ["--output_dir=~/runs", *map(slow, ("--output_dir ~/runs", "--output_dir=~/./runs/"))])
 def test_a_tilde_is_the_home_also_where_the_shell_leaves_it(monkeypatch, tmp_path, form):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
@@ -439,6 +441,7 @@ def test_signals_save_and_leave_with_a_status_of_their_own(tmp_path, number):
     assert int(checkpoint.name) > 0
 
 
+@pytest.mark.slow
 def test_a_hangup_that_is_ignored_stays_ignored(tmp_path):
     """As under nohup; other signals are noticed still."""
     config = tiny(output_dir=str(tmp_path), num_timesteps=10**9, num_evals=2)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import ProbeEnv, make_probe_program, tiny_of
+from conftest import ProbeEnv, make_probe_program, slow, tiny_of
 from trainings import learner_of, success_rates
 
 import training
@@ -59,7 +59,7 @@ def representations(networks, params, batch):
 
 
 @NAMES
-@pytest.mark.parametrize("dwelling", [False, True])
+@pytest.mark.parametrize("dwelling", [slow(False), True])
 def test_the_losses_of_the_critic(name, dwelling):
     config, networks, algorithm, agent_state, batch = prepared(name, dwelling)
     _, metrics = algorithm.update(agent_state, batch, jax.random.key(3))

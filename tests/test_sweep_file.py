@@ -486,7 +486,7 @@ def test_successors_are_flags_and_values_of_training(read):
     ("parameters", "file", "said"),
     [
         ({"h_dimm": {"value": 8}}, {}, "--h_dimm.*did you mean --h_dim"),
-        ({"h_dim": {"values": [8, "wide"]}}, {}, "^h_dim 'wide': .*--h_dim"),
+        slow({"h_dim": {"values": [8, "wide"]}}, {}, "^h_dim 'wide': .*--h_dim"),
         slow({"h_dim": {"values": [8, 0]}}, {}, "^h_dim 0: --h_dim 0 is out of range"),
         slow({"discounting": {"min": 0.5, "max": 1.5}}, {}, "^discounting 1.49: .*out of range"),
         slow({"h_dim": {"distribution": "q_uniform", "min": 0, "max": 8, "q": 8}}, {}, "^h_dim 0: "),
@@ -496,14 +496,14 @@ def test_successors_are_flags_and_values_of_training(read):
             "^h_dim 8.5: .* no whole number",
         ),
         slow({"h_dim": {"distribution": "q_normal", "mu": 64, "sigma": 8, "q": 0.5}}, {}, "no whole number"),
-        ({"h_dim": {"distribution": "normal", "mu": 64, "sigma": 8}}, {}, "no whole number"),
+        slow({"h_dim": {"distribution": "normal", "mu": 64, "sigma": 8}}, {}, "no whole number"),
         slow({"l2_penalty": {"distribution": "normal"}}, {}, "^l2_penalty -1.64.*: .*out of range"),
         slow({"energy_fn": {"values": ["l2", "l3"]}}, {}, "^energy_fn 'l3': "),
         ({"fresh_goals": {"value": False}}, {"command": COMMAND}, "fresh_goals False.*hands on True: use .{args}"),
         slow({"render": {"values": [True, False]}}, {"command": COMMAND}, "^render False: .*render False"),
         slow({"num_envs": {"values": [64, 32]}}, {"command": [*COMMAND, "--num_envs", "64"]}, "^num_envs 32: "),
         ({"h_dim": {"value": 8}}, {"command": ["python", "${program}", "${args_no_hyphens}"]}, "h_dim=8"),
-        ({"log_wandb": {"value": True}}, {"project": "50%"}, "W&B allows no %"),
+        slow({"log_wandb": {"value": True}}, {"project": "50%"}, "W&B allows no %"),
         ({"dry_run": {"value": True}}, {"command": ["python", "${program}", "--help", "${args}"]}, "does not train"),
     ],
 )
@@ -520,6 +520,7 @@ def test_values_that_go_with_some_of_the_others_are_none_of_a_sweeps_faults(read
     ask(read, {"discounting": {"min": 0.5, "max": 1.0}})  # 1 itself is never drawn
 
 
+@pytest.mark.slow
 def test_training_is_asked_before_anything_starts(refused):
     line = refused(HEAD | {"parameters": {"h_dimm": {"values": [8, 16]}}})
     assert "did you mean --h_dim?" in line

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import ProbeEnv, flags, make_probe_program, tiny
+from conftest import ProbeEnv, flags, make_probe_program, slow, tiny
 
 from envs import make_env
 from envs.wrappers import VectorEnv
@@ -222,7 +222,7 @@ def test_actions_of_another_size_are_refused():
 # JAX_ENABLE_X64.
 
 
-@pytest.mark.parametrize(("name", "backend"), [("point", None), ("reacher", "mjx"), ("ant", "spring")])
+@pytest.mark.parametrize(("name", "backend"), [("point", None), slow("reacher", "mjx"), ("ant", "spring")])
 def test_all_that_leaves_an_env_is_float32_and_int32_with_x64_too(name, backend):
     with jax.enable_x64(True):
         vector = VectorEnv(make_env(name, backend), episode_length=5)
