@@ -42,7 +42,7 @@ from src.statistics import (
     probability_of_improvement,
     stratified_bootstrap,
 )
-from utils import ConfigError, bookkeeping
+from utils import Before, Config, ConfigError, bookkeeping, fact
 
 DEFAULT_METRIC = "eval/episode_success_any"
 WALLTIME_PARTS = ("training/walltime", "eval/walltime")
@@ -330,15 +330,18 @@ def read_row(header: Sequence[str], line: str, wanted: Sequence[str]) -> list[fl
 
 
 def read_flags(table: Path) -> dict[str, Any]:
-    """The flags of the run that a metrics.csv belongs to; none for a CSV file on its own."""
+    """The flags of the run that a metrics.csv belongs to, those younger than it with what code did before them;
+    none for a CSV file on its own."""
     config = table.with_name("config.json")
     if table.name != "metrics.csv":
         return {}
     try:
-        return dict(json.loads(config.read_text())["flags"])
+        flags = dict(json.loads(config.read_text())["flags"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         warn(f"{config}: cannot be read ({type(error).__name__}), its run goes by its folder's name")
         return {}
+    younger = {field.name: fact(field, Before) for field in dataclasses.fields(Config)}
+    return {name: before.value for name, before in younger.items() if before} | flags
 
 
 # Telling settings apart.
@@ -373,14 +376,15 @@ def differing_flags(runs: Sequence[Run]) -> list[str]:
 
 
 def label(run: Run, flags: Sequence[str]) -> str:
-    """A setting's name in the legend."""
+    """A setting's name in the legend, without the flags that its algorithm does not have."""
     if not run.flags:
         return run.name
-    values = {flag: run.flags.get(flag, "?") for flag in flags}
-    # One name needs no introduction; a number or a switch does.
-    if len(values) == 1 and isinstance(run.flags.get(flags[0]), str):
-        return values[flags[0]]
-    return ", ".join(f"{flag}={value}" for flag, value in values.items())
+    values = {flag: run.flags[flag] for flag in flags if flag in run.flags}
+    # One name needs no introduction, nor does an algorithm's; a number or a switch does.
+    if len(values) == 1 and isinstance(value := next(iter(values.values())), str):
+        return value
+    words = [str(value) if flag == "algorithm" else f"{flag}={value}" for flag, value in values.items()]
+    return ", ".join(words) or f"without {', '.join(flags)}"
 
 
 def nearest(name: str, names: Sequence[str]) -> str:

@@ -188,6 +188,13 @@ def test_a_single_run_has_no_interval(make_run, draw):
         ({"seed": 0, "h_dim": 8}, {"seed": 1, "h_dim": 9}, ["--group_by", "seed"], ["seed=0", "seed=1"]),
         ({"h_dim": 8, "energy_fn": "dot"}, {"h_dim": 9}, [], ["dot, 8", "l2, 9"]),
         ({"h_dim": 8, "seed": 1}, {}, [], ["test"]),  # written before there was such a flag
+        ({}, {"algorithm": "sac"}, [], ["crl", "sac"]),  # the first before there was a choice
+        (
+            {"algorithm": "sac", "her_ratio": 0.8},
+            {"algorithm": "ppo"},
+            ["--group_by", "algorithm", "--group_by", "her_ratio"],
+            ["ppo", "sac, her_ratio=0.8"],
+        ),
         ({"exp_name": "_a$b"}, {"exp_name": "c^d$"}, [], [r"_a\$b", r"c^d\$"]),
     ],
 )
