@@ -439,10 +439,10 @@ def write_text(path: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary file of the same ending to write instead of `path`, put in its place if that worked and removed if
-    not. A folder that was lost is made again."""
+    """A temporary file to write instead of `path`, put in its place if that worked and removed if not. A folder that
+    was lost is made again."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}.{path.name}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")  # no ending by which a killed run's would be found
     try:
         yield temporary
         temporary.replace(path)

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +16,6 @@ from envs.render import Renderer
 from src.algorithm import policy_of
 from src.evaluator import Episodes, run_episodes
 from src.program import Program, key_beside
-from utils import replacing
 
 SHOWN = ("best", "random", "worst")
 NUM_EPISODES = 32  # to choose the shown ones from
@@ -101,10 +101,17 @@ def under_caption(pictures: np.ndarray, caption: str) -> np.ndarray:
 
 
 def write_film(stem: Path, frames: np.ndarray) -> list[Path]:
-    """Writes STEM.mp4, and STEM.gif with half the frames, both whole or neither; returns both paths."""
+    """Writes STEM.mp4, and STEM.gif with half the frames, each whole or not at all; returns both paths."""
     mediapy.set_ffmpeg(imageio_ffmpeg.get_ffmpeg_exe())  # the one that pip brought; the system may have none
+    stem.parent.mkdir(parents=True, exist_ok=True)
     paths = [stem.with_name(f"{stem.name}.{ending}") for ending in ("mp4", "gif")]
-    with replacing(paths[0]) as movie, replacing(paths[1]) as loop:
-        mediapy.write_video(movie, frames, fps=FPS)
-        mediapy.write_video(loop, frames[::2], fps=FPS / 2, codec="gif")
+    _write_whole(paths[0], frames, fps=FPS)
+    _write_whole(paths[1], frames[::2], fps=FPS / 2, codec="gif")
     return paths
+
+
+def _write_whole(path: Path, frames: np.ndarray, **options: Any) -> None:
+    # Beside its place under its own name, as ffmpeg takes the format from the ending.
+    with tempfile.TemporaryDirectory(prefix=".", dir=path.parent) as folder:
+        mediapy.write_video(Path(folder) / path.name, frames, **options)
+        (Path(folder) / path.name).replace(path)
