@@ -330,8 +330,8 @@ def read_row(header: Sequence[str], line: str, wanted: Sequence[str]) -> list[fl
 
 
 def read_flags(table: Path) -> dict[str, Any]:
-    """The flags of the run that a metrics.csv belongs to, those younger than it with what code did before them;
-    none for a CSV file on its own."""
+    """The flags of the run that a metrics.csv belongs to, the flags of every algorithm that are younger than
+    it with what code did before them; none for a CSV file on its own."""
     config = table.with_name("config.json")
     if table.name != "metrics.csv":
         return {}
