@@ -988,6 +988,13 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path):
     assert list(path.parent.iterdir()) == [path]
 
 
+@pytest.mark.parametrize("name", ["policies/000.npz", "videos/000.mp4", "critic.png"])
+def test_what_a_kill_leaves_half_written_is_not_taken_for_the_file(tmp_path, name):
+    with utils.replacing(tmp_path / name) as temporary:
+        temporary.write_text("half")
+        assert not list(tmp_path.rglob(f"*{Path(name).suffix}"))
+
+
 # Loggers.
 
 
