@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs the tests, after setting up .venv if need be, one worker per core (eight at most).
-#   scripts/test.sh              what runs by default, on two cores about 10 minutes, 25 with nothing compiled before
-#   scripts/test.sh --fast       the files below: about 3 minutes, for while you edit
+#   scripts/test.sh              what runs by default, on two cores about 7 minutes, 20 with nothing compiled before
+#   scripts/test.sh --fast       the files below: about 2 minutes, for while you edit
 #   scripts/test.sh -m ""        the slow tests as well
 #   scripts/test.sh -n 0 FILE    any arguments of pytest; -n 0 is one process, for a debugger
 set -euo pipefail

@@ -15,7 +15,7 @@ from envs.base import GoalEnv, Sizes
 from src import hazards
 from src.algorithm import Algorithm
 from src.algorithms import srl
-from src.algorithms.srl import Networks, SRLConfig
+from src.algorithms.srl import Forecast, Networks, SRLConfig
 from src.first_hits import Batch
 from src.losses import l2, pairwise_energy
 from utils import Choice, Range
@@ -45,23 +45,17 @@ def pace(config: ChronoConfig) -> float:
 
 
 def critic_loss(
-    config: ChronoConfig,
-    networks: Networks,
-    params: Any,
-    batch: Batch,
-    phi: jax.Array,
-    psi: jax.Array,
-    first_psi: jax.Array,
+    config: ChronoConfig, networks: Networks, batch: Batch, forecast: Forecast
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The losses of likelihood, time, separation and occupancy, and what to report."""
-    survival, metrics = srl.critic_loss(config, networks, params, batch, phi, psi, first_psi)
-    time = hazards.time_loss(-l2(phi, psi), batch.first_hit, pace(config))
+    survival, metrics = srl.critic_loss(config, networks, batch, forecast)
+    time = hazards.time_loss(-l2(forecast.phi, forecast.psi), batch.first_hit, pace(config))
     goal, reach = batch.goal[:, 0], networks.outlook.window * pace(config)
     apart = networks.env.goal_norm(goal[:, None] - goal[None, :]) > networks.env.goal_dist
     missed = (batch.first_hit < 0) & (batch.known >= 0)
-    separation = hazards.separation_loss(-pairwise_energy("l2", phi, first_psi), apart, missed, reach)
-    _, of_occupancy = srl.logits(networks, params, phi, first_psi)
-    occupancy = hazards.occupancy_loss(of_occupancy, batch.occupancy)
+    distances = -pairwise_energy("l2", forecast.phi, forecast.first_psi)
+    separation = hazards.separation_loss(distances, apart, missed, reach)
+    occupancy = hazards.occupancy_loss(forecast.occupancy, batch.occupancy)
     metrics |= {"time_loss": time, "separation_loss": separation, "occupancy_loss": occupancy}
     return survival + time + separation + occupancy, metrics
 

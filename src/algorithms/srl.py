@@ -69,12 +69,26 @@ class Networks(NamedTuple):
     goal_indices: tuple[int, ...]
 
 
+class Forecast(NamedTuple):
+    """What the critic makes of a batch.
+
+    Attributes:
+      phi, psi, first_psi: (B, D) of states and plans, of the goal sequences, of their first goals alone.
+      hazards, occupancy: (B, bins) logits, the hazards for the sequences, the occupancy for the first goals.
+    """
+
+    phi: jax.Array
+    psi: jax.Array
+    first_psi: jax.Array
+    hazards: jax.Array
+    occupancy: jax.Array | None
+
+
 class Terms(NamedTuple):
     """What a critic learns, and what an actor maximises.
 
     Attributes:
-      critic_loss: config, networks, parameters, batch, phi, psi of the goal sequences and of their first goals alone ->
-        loss, what to report of it (`batch_means`).
+      critic_loss: config, networks, batch, forecast -> loss, what to report of it (`batch_means`).
       value: config, networks, parameters, phi, psi, share of deaths -> (...).
     """
 
@@ -100,19 +114,23 @@ def logits(networks: Networks, params: Any, phi: jax.Array, psi: jax.Array) -> t
     return networks.critic.head.apply(params["head"], phi, psi)
 
 
+def make_forecast(networks: Networks, params: Any, state: jax.Array, plan: jax.Array, goal: jax.Array) -> Forecast:
+    """The forecast for goal sequences (B, dwell, goal_dim). One goal is its own sequence and judged once."""
+    phi = represent(networks, params, state, plan)
+    psi = networks.critic.psi.apply(params["psi"], goal.reshape(goal.shape[0], -1))
+    of_hazards, of_occupancy = logits(networks, params, phi, psi)
+    if networks.outlook.dwell == 1:
+        return Forecast(phi, psi, psi, of_hazards, of_occupancy)
+    first_psi = represent_goal(networks, params, goal[:, 0])
+    return Forecast(phi, psi, first_psi, of_hazards, logits(networks, params, phi, first_psi)[1])
+
+
 def critic_loss(
-    config: SRLConfig,
-    networks: Networks,
-    params: Any,
-    batch: Batch,
-    phi: jax.Array,
-    psi: jax.Array,
-    first_psi: jax.Array,
+    config: SRLConfig, networks: Networks, batch: Batch, forecast: Forecast
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Minus the mean log-likelihood of the first hits, and what to report."""
-    del config, first_psi
-    of_hazards, _ = logits(networks, params, phi, psi)
-    loss = -jnp.mean(hazards.log_likelihood(networks.bins, of_hazards, batch.first_hit, batch.known))
+    del config
+    loss = -jnp.mean(hazards.log_likelihood(networks.bins, forecast.hazards, batch.first_hit, batch.known))
     reached = (batch.first_hit >= 0).astype(jnp.float32)
     return loss, {"hazard_loss": loss, "reached": reached, "died": batch.died.astype(jnp.float32)}
 
@@ -221,14 +239,12 @@ def update(
 
     def total_loss(params):
         critic, fixed = params["critic"], jax.lax.stop_gradient(params["critic"])
-        phi = represent(networks, critic, state, batch.action)
-        psi = networks.critic.psi.apply(critic["psi"], goal.reshape(goal.shape[0], -1))
-        first_psi = represent_goal(networks, critic, goal[:, 0])
-        loss, metrics = terms.critic_loss(config, networks, critic, batch, phi, psi, first_psi)
+        forecast = make_forecast(networks, critic, state, batch.action, goal)
+        loss, metrics = terms.critic_loss(config, networks, batch, forecast)
 
         def value(plan: jax.Array) -> jax.Array:
-            phi = represent(networks, fixed, state, plan)
-            return terms.value(config, networks, fixed, phi, jax.lax.stop_gradient(first_psi), deaths)
+            phi, psi = represent(networks, fixed, state, plan), jax.lax.stop_gradient(forecast.first_psi)
+            return terms.value(config, networks, fixed, phi, psi, deaths)
 
         entropy = agent.target_entropy(networks.action_size, config.action_chunk)
         policy, policy_metrics = agent.policy_loss(networks.actor, params, key, state, goal[:, 0], value, entropy)
