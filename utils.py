@@ -131,7 +131,7 @@ class Config:
     fresh_goals: bool = True
     """Draw a new start and goal at every episode. Off: each env repeats its first ones for the whole run."""
     goal_proposal: Annotated[str, Choice("goal proposal"), Before("env")] = "env"
-    """Who proposes the goals of new episodes."""
+    """Who proposes the goals of new episodes. Only `env` where a goal needs the start that is drawn with it."""
     seed: Annotated[int, Range(0), Role.LABEL] = 0
     """Where all randomness of the run comes from."""
     num_seeds: Annotated[int, Range(1, 1000), Role.KEEPING] = 1

@@ -37,6 +37,8 @@ class AntCorridor(AntMaze):
       ValueError: a layout that is no corridor, or distances that it does not have.
     """
 
+    goal_needs_start = True
+
     def __init__(self, layout: str, gen_distances: str = "", **options):
         path = corridor(layout)
         longest = len(path) - 1

@@ -207,6 +207,7 @@ class ArmGrasp(Arm):
     goal_indices = (16, 17, 18, 19, 20, 21, 22)
     goal_dist = 0.05
     goal_place_dim = 6
+    goal_needs_start = True
     other_thresholds = {}
     opening, opening_tolerance = 0.075, 0.02
     other_tolerances = {"success_easy": (0.15, 0.05), "success_hard": (0.02, 0.005)}

@@ -60,6 +60,8 @@ class GoalEnv(abc.ABC):
     goal_place_dim: ClassVar[int] = 3
     # From where pictures look, azimuth and elevation in degrees; None: from so far above that no wall hides much.
     view: ClassVar[tuple[float, float] | None] = None
+    # Whether a goal means something only with the start that is drawn with it, so that no other can be proposed.
+    goal_needs_start: ClassVar[bool] = False
     dt: float  # seconds that a step takes in the environment
     backend: str | None = None  # the physics engine that steps it, if it needs any
     model_xml: str | None = None  # a MuJoCo model to draw it with, whose joint positions `pose` returns
@@ -75,6 +77,11 @@ class GoalEnv(abc.ABC):
     @property
     def goal_dim(self) -> int:
         return len(self.goal_indices)
+
+    @property
+    def goal_moves(self) -> bool:
+        """Whether the goal follows something, so that no other can be commanded within an episode."""
+        return type(self).follow is not GoalEnv.follow
 
     @property
     def obs_size(self) -> int:
@@ -122,7 +129,8 @@ class GoalEnv(abc.ABC):
         return jnp.zeros((), bool)
 
     def follow(self, pipeline_state: Any, goal: jax.Array) -> jax.Array:
-        """(goal_dim,) the commanded goal once the pipeline has moved on: the same, unless it follows something."""
+        """(goal_dim,) the commanded goal once the pipeline has moved on: the same, unless it follows something. The
+        step itself is judged by the goal before it, for which the action was chosen."""
         return goal
 
     def goal_norm(self, difference: jax.Array) -> jax.Array:
@@ -178,12 +186,12 @@ class GoalEnv(abc.ABC):
     def _after(self, before: EnvState, pipeline_state: Any, action: jax.Array) -> EnvState:
         """The env state once the pipeline has moved on to `pipeline_state`."""
         state = jnp.asarray(self.observe(pipeline_state, action), jnp.float32)
-        goal = jnp.asarray(self.follow(pipeline_state, before.goal), jnp.float32)
-        after = before.replace(pipeline_state=pipeline_state, state=state, goal=goal)
-        dist = self.goal_distance(state, goal)
+        after = before.replace(pipeline_state=pipeline_state, state=state)
+        dist = self.goal_distance(state, before.goal)
         metrics = self.step_metrics(before, after, action) | {"dist": dist, "success": dist < self.goal_dist}
         metrics |= {name: dist < limit for name, limit in self.other_thresholds.items()}
         after = after.replace(metrics={name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()})
         reward = self.dense_reward(before, after, action) if self.use_dense_reward else after.metrics["success"]
-        done = self.terminated(pipeline_state)
-        return after.replace(reward=jnp.asarray(reward, jnp.float32), done=jnp.asarray(done, jnp.float32))
+        goal, done = self.follow(pipeline_state, before.goal), self.terminated(pipeline_state)
+        numbers = {"goal": goal, "reward": reward, "done": done}
+        return after.replace(**{name: jnp.asarray(value, jnp.float32) for name, value in numbers.items()})

@@ -118,8 +118,8 @@ def check_finite(trace: Trace) -> Check:
 
 
 def check_success(env: GoalEnv, trace: Trace) -> Check:
-    """`dist` and the success flags, computed again from the observation and `goal_indices`; reward is `success`."""
-    state, goal = np.split(np.asarray(trace.after.obs, np.float64), [env.state_dim], axis=-1)
+    """`dist` and the success flags, computed again from states, goals and `goal_indices`; reward is `success`."""
+    state, goal = (np.asarray(x, np.float64) for x in (trace.after.state, trace.before.goal))
     dist = np.asarray(env.goal_norm(state[..., list(env.goal_indices)] - goal))
     metrics = trace.after.metrics
     wrong = [] if np.allclose(dist, metrics["dist"], rtol=1e-4, atol=1e-5) else ["dist"]
@@ -156,7 +156,7 @@ def check_fresh(env: GoalEnv, trace: Trace) -> Check:
     """The goal stays through an episode, unless it is one that follows. Another start or goal comes next: it may be the
     same by chance, where there are few, but not in more than half of the episodes."""
     goal, obs, starts = np.asarray(trace.before.goal), np.asarray(trace.before.obs), np.asarray(trace.before.steps) == 0
-    moved = type(env).follow is GoalEnv.follow and np.any((goal[1:] != goal[:-1]).any(axis=-1) & ~starts[1:])
+    moved = not env.goal_moves and np.any((goal[1:] != goal[:-1]).any(axis=-1) & ~starts[1:])
     repeated = 0
     for number in range(goal.shape[1]):
         first = obs[starts[:, number], number]

@@ -18,13 +18,14 @@ class Episodes(NamedTuple):
     """What N whole episodes came to.
 
     Attributes:
-      goal: (N, goal_dim) commanded.
+      goal, last_goal: (N, goal_dim) commanded when they began and ended; one, unless it follows something.
       start, last: (N, state_dim) the states in which they began and ended; where the physics blew up, the last before.
       totals: name -> (N,) sum over the episode of each metric the env reports, and of `reward`.
       length: (N,) env steps until the end.
     """
 
     goal: jax.Array
+    last_goal: jax.Array
     start: jax.Array
     last: jax.Array
     totals: dict[str, jax.Array]
@@ -59,6 +60,7 @@ def run_episodes(
         "memory": policy.init_memory((num_episodes,)),
         "running": jnp.ones(num_episodes),
         "length": jnp.zeros(num_episodes),
+        "last_goal": first.goal,
         "last": first.state,
         "totals": totals,
     }
@@ -74,6 +76,7 @@ def run_episodes(
             "memory": memory,
             "running": running * (1.0 - env_state.done),
             "length": jnp.where(running > 0, env_state.steps, episode["length"]),
+            "last_goal": jnp.where(reached[:, None], env_state.goal, episode["last_goal"]),
             "last": jnp.where(reached[:, None], env_state.state, episode["last"]),
             # `where`, not a product: an ended episode may run into non-finite numbers that must not count.
             "totals": jax.tree.map(lambda t, v: t + jnp.where(running > 0, v, 0.0), episode["totals"], values),
@@ -82,7 +85,8 @@ def run_episodes(
 
     num_actions = -(-env.episode_length // env.action_repeat)
     (_, episode), kept = jax.lax.scan(step, (first, start), jax.random.split(key, num_actions))
-    return Episodes(first.goal, first.state, episode["last"], episode["totals"], episode["length"]), kept
+    ends = {name: episode[name] for name in ("last_goal", "last", "totals", "length")}
+    return Episodes(goal=first.goal, start=first.state, **ends), kept
 
 
 def _summary(totals: dict[str, jax.Array], length: jax.Array) -> dict[str, jax.Array]:

@@ -63,17 +63,18 @@ def energy_picture(program: Program, agent_state: Any, episodes: Episodes, rows:
     env = program.eval_env.env
     if min(env.goal_dim, env.goal_place_dim) < 2 or program.algorithm.energy is None:
         return None
-    way, left = (np.asarray(env.goal_distance(state, episodes.goal)) for state in (episodes.start, episodes.last))
+    ends = ((episodes.start, episodes.goal), (episodes.last, episodes.last_goal))
+    way, left = (np.asarray(env.goal_distance(*end)) for end in ends)
     shown = int(np.argmax(np.where(left < env.goal_dist, way, -left)))
-    goal, states = episodes.goal[shown], (episodes.start[shown], episodes.last[shown])
+    states, commanded = zip(*((state[shown], goal[shown]) for state, goal in ends), strict=True)
     low, high = plane(env, episodes)
     x, y = (np.linspace(low[axis], high[axis], GRID) for axis in (0, 1))
-    energies = [energy_of_goals(program, agent_state, state, goal, x, y) for state in states]
+    energies = [energy_of_goals(program, agent_state, *end, x, y) for end in zip(states, commanded, strict=True)]
     # The corners, where no goal lies, would take most of the scale.
     least, most = np.quantile(energies, 0.1), np.max(energies)
     figure = Figure(figsize=(8.6, 4), layout="constrained")
     both = figure.subplots(1, 2, sharey=True)
-    for title, state, energy, axes in zip(("start", "end"), states, energies, both, strict=True):
+    for title, state, goal, energy, axes in zip(("start", "end"), states, commanded, energies, both, strict=True):
         colours = axes.pcolormesh(x, y, energy, cmap=COLOUR_MAP, vmin=least, vmax=most, rasterized=True)
         axes.plot(*achieved(env, state), "o", color="white", markeredgecolor="black", label="achieved now")
         axes.plot(*goal[:2], "*", color=VERMILION, markeredgecolor="black", markersize=11, label="commanded goal")
@@ -108,7 +109,7 @@ def goals_picture(program: Program, agent_state: Any, episodes: Episodes, rows: 
     env = program.eval_env.env
     if min(env.goal_dim, env.goal_place_dim) < 2:
         return None
-    near, goals = episodes.totals["success"], episodes.goal[:, :2]
+    near, goals = episodes.totals["success"], episodes.last_goal[:, :2]
     reached, ended = near > 0, achieved(env, episodes.last)
     figure = Figure(figsize=(5.2, 4.4), layout="constrained")
     axes = figure.subplots()
@@ -139,7 +140,8 @@ def achieved(env: GoalEnv, state: np.ndarray) -> np.ndarray:
 
 def plane(env: GoalEnv, episodes: Episodes) -> tuple[np.ndarray, np.ndarray]:
     """(2,) lowest and highest x, y of all that was commanded and reached, and a margin."""
-    points = np.concatenate([episodes.goal[:, :2], achieved(env, episodes.start), achieved(env, episodes.last)])
+    goals, states = (episodes.goal, episodes.last_goal), (episodes.start, episodes.last)
+    points = np.concatenate([*(goal[:, :2] for goal in goals), *(achieved(env, state) for state in states)])
     low, high = points.min(axis=0), points.max(axis=0)
     margin = 0.1 * (high - low).max() + env.goal_dist
     return low - margin, high + margin

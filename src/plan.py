@@ -105,14 +105,14 @@ def smaller_plans(config: Config, costs: Costs, num_devices: int, memory: int | 
     the plan, which it brings to 90 % of the memory, or to 70 % of itself if it should have fitted already."""
     planned = planned_bytes(config, costs, num_devices)
     most = min(_USABLE * memory if memory else planned, 0.7 * planned)
-    offers = []
-    for flag, lowered in (("seed_batch", "num_seeds"), *zip(_MEMORY_FLAGS, _MEMORY_FLAGS, strict=True)):
+    offers, flags = [], [flag for flag in _MEMORY_FLAGS if hasattr(config, flag)]
+    for flag, lowered in (("seed_batch", "num_seeds"), *zip(flags, flags, strict=True)):
         for share in range(15, 0, -1):
             smaller = dataclasses.replace(config, **{lowered: getattr(config, lowered) * share // 16})
             if _is_legal(smaller) and planned_bytes(smaller, costs, num_devices) <= most:
                 offers.append(f"--{flag} to {getattr(smaller, lowered)}")
                 break
-    offers = offers or [f"several of {', '.join(f'--{flag}' for flag in _MEMORY_FLAGS)}"]
+    offers = offers or [f"several of {', '.join(f'--{flag}' for flag in flags)}"]
     available = f" of the {_bytes(memory)} that a device has" if memory else ""
     return f"the plan takes {_bytes(planned)}{available}; lower {' or '.join(offers)}"
 

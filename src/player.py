@@ -65,7 +65,9 @@ class Player:
 
     def new_goal(self, goal: np.ndarray | None = None) -> None:
         """Commands another goal, drawn as an episode's if none is given; the body continues from where it is, and the
-        policy forgets what it had planned for the goal before."""
+        policy forgets what it had planned for the goal before. Where the goal follows something, an episode begins."""
+        if self.env.goal_moves:
+            return self.new_episode()
         goal = self._draw_goal(self._next_key()) if goal is None else goal
         self._env_state = self._env_state.replace(goal=jnp.asarray(goal, jnp.float32)[None])
         self._memory = self._init_memory()

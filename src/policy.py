@@ -46,9 +46,9 @@ def load_trained(
     config = read_config(Path(run_dir), ALGORITHMS)
     # One device is enough, and the run's sizes need not divide among those that happen to be here.
     config = dataclasses.replace(config, num_devices=1)
-    if eval_env or eval_gen_distances:
-        eval_env = eval_env or config.eval_env
-        config = dataclasses.replace(config, eval_env=eval_env, eval_gen_distances=eval_gen_distances)
+    if eval_env in (None, config.eval_env or config.env_name):
+        eval_env, eval_gen_distances = config.eval_env, eval_gen_distances or config.eval_gen_distances
+    config = dataclasses.replace(config, eval_env=eval_env, eval_gen_distances=eval_gen_distances)
     path = find_params(Path(run_dir), params)
     program = make_program(config, derive_schedule(config))
     agent_state = load_params(path, jax.eval_shape(program.algorithm.init, jax.random.key(0)))

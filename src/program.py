@@ -31,7 +31,8 @@ def make_program(config: Config, schedule: Schedule) -> Program:
 
     Raises:
       ValueError: unknown env or backend, distances that an env does not have, an `eval_env` whose sizes differ from
-        the training env's, or sizes that do not divide among the devices.
+        the training env's, a goal proposal for goals that cannot be chosen, or sizes that do not divide among the
+        devices.
     """
     env = eval_env = make_env(config.env_name, config.backend, config.use_dense_reward, config.gen_distances)
     if config.eval_env not in (None, config.env_name) or config.eval_gen_distances:
@@ -42,6 +43,11 @@ def make_program(config: Config, schedule: Schedule) -> Program:
         raise ValueError(
             f"eval_env {config.eval_env} does not fit env_name {config.env_name}: "
             f"state, goal indices and action are {sizes[1]}, need {sizes[0]}"
+        )
+    if config.goal_proposal != "env" and env.goal_needs_start:
+        raise ValueError(
+            f"--goal_proposal {config.goal_proposal}: a goal of {config.env_name} belongs to the start that is drawn "
+            f"with it, no other can be proposed: --goal_proposal env"
         )
     mesh = devices.make_mesh(config)
     vector = functools.partial(

@@ -29,29 +29,33 @@ class Recording(NamedTuple):
 
     Attributes:
       episodes: what they came to.
-      poses: (T, N, nq) joint positions after each action; an ended episode keeps its last pose, or its last
-        finite one if its physics blew up.
+      poses, goals: (T, N, nq) joint positions and (T, N, goal_dim) commanded goals after each action; an ended episode
+        keeps its last pose, or its last finite one if its physics blew up, and the goal of that moment.
     """
 
     episodes: Episodes
     poses: np.ndarray
+    goals: np.ndarray
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _roll_out(program: Program, num_episodes: int, agent_state: Any, key: jax.Array) -> tuple[Episodes, jax.Array]:
+def _roll_out(program: Program, num_episodes: int, agent_state: Any, key: jax.Array) -> Recording:
+    env = program.eval_env
     policy = policy_of(program.algorithm, agent_state, program.config.deterministic_eval)
-    return run_episodes(program.eval_env, policy, num_episodes, key, program.eval_env.env.pose)
+    episodes, seen = run_episodes(env, policy, num_episodes, key, lambda state: (env.env.pose(state), state.goal))
+    return Recording(episodes, *seen)
 
 
 def record(program: Program, agent_state: Any, num_episodes: int = NUM_EPISODES) -> Recording:
     """Runs the first episodes of the program's evaluation, acting as the evaluation does."""
     key = key_beside(program.config.seed, "video")
-    episodes, poses = jax.device_get(_roll_out(program, num_episodes, agent_state.replace(opt_state=None), key))
+    roll_out = _roll_out(program, num_episodes, agent_state.replace(opt_state=None), key)
+    episodes, poses, goals = jax.device_get(roll_out)
     num_actions = -(-episodes.length // program.config.action_repeat).astype(int)
     action = np.arange(len(poses))[:, None]
     is_pose = (action < num_actions) & np.isfinite(poses).all(axis=-1)
     rows = np.maximum.accumulate(np.where(is_pose, action, 0))
-    return Recording(episodes, poses[rows, np.arange(num_episodes)])
+    return Recording(episodes, *(seen[rows, np.arange(num_episodes)] for seen in (poses, goals)))
 
 
 def choose(time_near_goal: np.ndarray, seed: int) -> dict[str, int]:
@@ -80,15 +84,15 @@ def film(
             at = chosen[name]
             near, length = episodes.totals["success"][at], episodes.length[at]
             caption = f"{name}: near goal {near:,.0f} of {length:,.0f} steps" + (f", {speed:.1f}x" if speed > 1 else "")
-            pictures = draw_episode(renderer, recording.poses[rows, at], episodes.goal[at])
+            pictures = draw_episode(renderer, recording.poses[rows, at], recording.goals[rows, at])
             panels.append(under_caption(pictures, caption))
     return np.concatenate(panels, axis=2)
 
 
-def draw_episode(renderer: Renderer, poses: np.ndarray, goal: np.ndarray) -> np.ndarray:
-    """(F, H, W, 3) pictures of poses (F, nq) from a camera that sees them all and the goal."""
-    camera = renderer.camera(poses, goal)
-    return np.stack([renderer.render(q, goal, camera) for q in poses])
+def draw_episode(renderer: Renderer, poses: np.ndarray, goals: np.ndarray) -> np.ndarray:
+    """(F, H, W, 3) pictures of poses (F, nq) and goals (F, goal_dim) from a camera that sees them all."""
+    camera = renderer.camera(poses, goals)
+    return np.stack([renderer.render(q, goal, camera) for q, goal in zip(poses, goals, strict=True)])
 
 
 def under_caption(pictures: np.ndarray, caption: str) -> np.ndarray:

@@ -101,6 +101,13 @@ class ProbeEnv(Point):
     def pose(self, env_state):
         return env_state.pipeline_state["position"]
 
+
+class Fleeing(ProbeEnv):
+    """The goal moves 0.1 along x at every step."""
+
+    def follow(self, pipeline_state, goal):
+        return goal + jnp.array([0.1, 0.0])
+
     def step(self, env_state: EnvState, action: jax.Array) -> EnvState:
         ProbeEnv.traces += 1
         return super().step(env_state, action)

@@ -15,7 +15,7 @@ from src.evaluator import Episodes
 
 def episodes_of(near: np.ndarray) -> Episodes:
     blank = np.zeros((len(near), 2))
-    return Episodes(blank, blank, blank, {"success": near}, np.full(len(near), 8.0))
+    return Episodes(blank, blank, blank, blank, {"success": near}, np.full(len(near), 8.0))
 
 
 def test_success_has_wilsons_interval():

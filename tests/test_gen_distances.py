@@ -31,6 +31,15 @@ def test_distances_that_an_env_does_not_have_are_refused(tmp_path, capsys, argum
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("env_name", ["ant_u_maze_gen", "arm_grasp"])
+def test_no_goals_are_proposed_where_they_belong_to_a_start(tmp_path, capsys, env_name):
+    arguments = [f"--output_dir={tmp_path}", f"--env_name={env_name}", "--goal_proposal=achieved"]
+    assert training.main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("error: --goal_proposal achieved: a goal of") and err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
 def test_training_and_evaluation_each_have_their_distances(tmp_path):
     """Recorded with the run; a policy can be judged by others."""
     config = tiny(env_name="ant_u4_maze_gen", gen_distances="1,3", eval_gen_distances="8,9,10")
@@ -42,6 +51,7 @@ def test_training_and_evaluation_each_have_their_distances(tmp_path):
     save_params(tmp_path / "params.npz", program.algorithm.init(jax.random.key(0)))
     for eval_env, given, expected in (
         (None, "", [8, 9, 10]),
+        ("ant_u4_maze_gen", "", [8, 9, 10]),
         (None, "2", [2]),
         ("ant_u_maze_gen", "", [1, 2, 3, 4, 5, 6]),
         ("ant_u5_maze_gen", "16", [16]),

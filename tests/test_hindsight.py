@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.stats
-from conftest import ProbeEnv, make_probe_program, tiny_of
+from conftest import Fleeing, ProbeEnv, make_probe_program, tiny_of
 
 from src import hindsight, replay_buffer, train
 from src.algorithm import Step
@@ -178,12 +178,12 @@ def first_key(seed):
 # What the loop stores.
 
 
-@pytest.mark.parametrize("ends", [True, False])
-def test_the_loop_stores_what_the_environment_rewarded(ends):
+@pytest.mark.parametrize(("probe", "ends"), [(ProbeEnv, True), (ProbeEnv, False), (Fleeing, True)])
+def test_the_loop_stores_what_the_environment_rewarded(probe, ends):
     """The env's own sparse reward of every row is the one that hindsight would give for its goal; the next state of a
     row is the next row's state; only an end that the environment made is one, not the time limit."""
     config = tiny_of(SACConfig, num_envs=16, unroll_length=10, max_replay_size=40, batch_size=16)
-    program = make_probe_program(config, functools.partial(ProbeEnv, lives=(3, 12), ends=ends))
+    program = make_probe_program(config, functools.partial(probe, lives=(3, 12), ends=ends))
     state = jax.jit(functools.partial(train.init, program))(jax.random.key(2))
     collect = jax.jit(functools.partial(train.collect, program))
     for _ in range(4):

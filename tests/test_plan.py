@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+import re
 
 import jax
 import pytest
@@ -42,6 +43,15 @@ def test_costs_are_those_of_the_arrays_of_a_run(name):
     assert 4 * costs.agent == size_of(state.agent_state)
     rows = program.schedule.replay_rows * config.num_envs
     assert 4 * costs.row == pytest.approx(size_of(state.buffer_state.rows) / rows, abs=4)  # whole floats
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_what_would_fit_is_offered_in_flags_of_the_algorithm(name):
+    config = tiny_of(ALGORITHMS[name].config, num_envs=256, batch_size=256)
+    costs = plan.measure(config, ProbeEnv())
+    line = plan.smaller_plans(config, costs, 1, plan.planned_bytes(config, costs, 1) // 2)
+    named = re.findall(r"--(\w+)", line)
+    assert named and all(hasattr(config, flag) for flag in named)
 
 
 def weights(*widths):

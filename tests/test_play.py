@@ -12,7 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from conftest import ProbeEnv, make_probe_program, tiny
+from conftest import Fleeing, ProbeEnv, make_probe_program, tiny
 from websockets.sync.client import connect
 
 from scripts import play
@@ -56,6 +56,17 @@ def test_a_new_goal_leaves_the_body_where_it_is(player):
     np.testing.assert_array_equal(player.q, before)
     assert np.any(player.goal != goal)
     assert (player.near, player.steps) == (0, 0)
+
+
+def test_where_the_goal_follows_something_a_new_one_begins_an_episode():
+    program = make_probe_program(tiny(deterministic_eval=True), Fleeing)
+    player = Player(program, program.algorithm.init(jax.random.key(1)))
+    player.act()
+    before, goal = player.q, player.goal
+    player.act()
+    np.testing.assert_allclose(player.goal, goal + [0.1, 0.0], atol=1e-6)
+    player.new_goal(np.zeros(2))
+    assert np.all(player.q != before) and np.all(player.goal != 0) and player.steps == 0
 
 
 def test_time_near_the_goal_is_counted(player):

@@ -9,11 +9,12 @@ import pytest
 from conftest import ProbeEnv, make_probe_program, tiny_of
 from trainings import learner_of, success_rates
 
-from src import train
+from src import agent, train
 from src.advantages import gae
 from src.algorithm import Step
 from src.algorithms import ppo
 from src.command_line import parse_config
+from src.densities import action_log_prob
 from src.registries import REGISTRIES
 from utils import ConfigError
 
@@ -134,6 +135,22 @@ def test_before_the_first_update_every_ratio_is_1(collected):
         assert metrics["clip_fraction"] == 0
         assert abs(float(metrics["approx_kl"])) < 1e-6
         assert abs(float(metrics["actor_loss"])) < 1e-5  # minus the mean of advantages with mean 0
+
+
+def test_the_ratio_is_to_the_policy_that_acted():
+    """Which saw by the moments before the unroll's own were added."""
+    config = tiny_of(ppo.PPOConfig, batch_size=5, normalize_observations=True)
+    program, networks = make_probe_program(config), networks_of(config)
+    collect = jax.jit(functools.partial(train.collect, program))
+    before = collect(train.init(program, jax.random.key(5)))
+    after = collect(before)
+    assert np.all(before.agent_state.normalizer.mean != after.agent_state.normalizer.mean)
+    picks = ppo.draw(config, networks, after.agent_state, after.buffer_state, (), jax.random.key(6))
+    rows = after.buffer_state.rows
+    density = action_log_prob(rows.action, *agent.policy(networks, before.agent_state, rows.state, rows.goal))
+    np.testing.assert_allclose(picks.log_prob, density.reshape(-1)[picks.row], atol=1e-4)
+    _, metrics = ppo.update(config, networks, after.agent_state, minibatch(rows, picks, 0), jax.random.key(7))
+    assert metrics["clip_fraction"] == 0 and abs(float(metrics["approx_kl"])) < 1e-6
 
 
 def test_advantages_are_scaled_within_a_minibatch(collected):

@@ -9,7 +9,7 @@ import imageio_ffmpeg
 import jax
 import numpy as np
 import pytest
-from conftest import ProbeEnv, make_probe_program, registered, tiny
+from conftest import Fleeing, ProbeEnv, make_probe_program, registered, tiny
 from drawing import needs_opengl, pixels
 from PIL import Image
 
@@ -41,6 +41,14 @@ def test_recorded_is_what_the_policy_does_through_its_tanh():
         position = np.clip(position + 0.1 * action, -1, 1)  # and no reset on the way
         np.testing.assert_allclose(pose, position, atol=1e-5)
     np.testing.assert_allclose(recording.episodes.last, recording.poses[-1], atol=1e-6)
+    assert np.all(recording.goals == recording.episodes.goal)
+
+
+def test_a_goal_that_moves_is_shown_where_it_is():
+    recording = record(*make(Fleeing), 3)
+    moved = recording.episodes.goal + 0.1 * np.arange(1, 9)[:, None, None] * [1, 0]
+    np.testing.assert_allclose(recording.goals, moved, atol=1e-6)
+    np.testing.assert_allclose(recording.episodes.last_goal, moved[-1], atol=1e-6)
 
 
 @pytest.mark.parametrize(("action_repeat", "ends"), [(1, True), (2, True), (1, False), (2, False)])

@@ -17,15 +17,15 @@ from flax import struct
 from envs.base import GoalEnv, Sizes
 from src import agent
 from src.advantages import gae
-from src.agent import AgentState
+from src.agent import AgentState, Normalizer
 from src.algorithm import Algorithm, Step
 from src.densities import action_log_prob, tanh_gaussian_log_prob
 from src.networks import Actor, Encoder, joint_workspace, make_trunk
 from src.replay_buffer import BufferState, take
 from utils import RATE, Choice, Config, ConfigError, Range
 
-# Beyond it an action's ratio teaches no more: a narrowing policy's would grow to a gradient that is no number. The
-# limit of https://arxiv.org/abs/1912.09729.
+# Beyond it an action that should become rarer teaches no more: where a policy narrows, ratios would grow to gradients
+# that are no numbers. As in https://arxiv.org/abs/1912.09729, which stops at a ratio of 3 already.
 _LARGEST_LOG_RATIO = 3.0
 
 
@@ -77,6 +77,13 @@ class Networks(NamedTuple):
     goal_indices: tuple[int, ...]
 
 
+@struct.dataclass
+class PPOState(AgentState):
+    """An agent that judges an unroll as it saw it: with the moments before the unroll's own were added."""
+
+    collected_by: Normalizer | None
+
+
 def make(config: PPOConfig, env: GoalEnv) -> Algorithm:
     """PPO bound to one config and env."""
     actor, critic = Actor(make_trunk(config, "actor"), env.action_size), Encoder(make_trunk(config, "critic"), 1)
@@ -86,7 +93,7 @@ def make(config: PPOConfig, env: GoalEnv) -> Algorithm:
         init_memory=lambda shape: (),
         act=partial(agent.act, networks),
         keep=lambda step: step,
-        absorb=agent.absorb_states,
+        absorb=absorb,
         index=lambda buffer_state: (),
         draw=partial(draw, config, networks),
         gather=lambda steps, index, pick: Batch(take(steps, pick.row), pick),
@@ -100,12 +107,18 @@ def rates(config: PPOConfig) -> dict[str, float]:
     return {"actor": config.policy_lr, "critic": config.critic_lr}
 
 
-def init(config: PPOConfig, networks: Networks, key: jax.Array) -> AgentState:
-    """Fresh parameters, optimiser and normaliser."""
+def init(config: PPOConfig, networks: Networks, key: jax.Array) -> PPOState:
+    """Fresh parameters, optimiser and normalisers."""
     inputs = jnp.zeros((1, networks.state_dim)), jnp.zeros((1, len(networks.goal_indices)))
     actor_key, critic_key = jax.random.split(key)
     params = {"actor": networks.actor.init(actor_key, *inputs), "critic": networks.critic.init(critic_key, *inputs)}
-    return agent.init_agent(params, rates(config), networks.state_dim, config.normalize_observations)
+    fresh = agent.init_agent(params, rates(config), networks.state_dim, config.normalize_observations)
+    return PPOState(**vars(fresh), collected_by=fresh.normalizer)
+
+
+def absorb(agent_state: PPOState, steps: Step) -> PPOState:
+    """Adds the states of an unroll (T, N, ...) to the moments by which the next one is seen."""
+    return agent.absorb_states(agent_state.replace(collected_by=agent_state.normalizer), steps)
 
 
 # Data: from the unroll to minibatches.
@@ -138,10 +151,11 @@ def judge(networks: Networks, agent_state: AgentState, step: Step) -> tuple[jax.
 
 
 def draw(
-    config: PPOConfig, networks: Networks, agent_state: AgentState, buffer: BufferState, index: Any, key: jax.Array
+    config: PPOConfig, networks: Networks, agent_state: PPOState, buffer: BufferState, index: Any, key: jax.Array
 ) -> Picks:
     """All minibatches of a training step, (U, B): every row once per pass, in random order."""
     del index  # every unroll fills the ring, so that its first row is the oldest
+    agent_state = agent_state.replace(normalizer=agent_state.collected_by)
     # One step of all envs at a time: the hidden layers of a whole unroll would need more memory than all updates.
     value, next_value, log_prob = jax.lax.map(partial(judge, networks, agent_state), buffer.rows)
     advantage = gae(buffer.rows, value, next_value, config.discounting, config.gae_lambda)
@@ -168,7 +182,8 @@ def loss(
     advantage /= jnp.sqrt(jnp.sum(share * jnp.square(advantage))) + 1e-8
     mean, std = networks.actor.apply(params["actor"], *inputs)
     log_ratio = action_log_prob(batch.steps.action, mean, std) - batch.picks.log_prob
-    ratio = jnp.exp(jnp.clip(log_ratio, -_LARGEST_LOG_RATIO, _LARGEST_LOG_RATIO))
+    log_ratio = jnp.minimum(log_ratio, _LARGEST_LOG_RATIO)
+    ratio = jnp.exp(log_ratio)
     noise = jax.random.normal(key, mean.shape)
     # The Gaussian's entropy in closed form, the tanh's part of it at one sample.
     closed = 0.5 * jnp.sum(1 - jnp.square(noise), axis=-1)
@@ -185,10 +200,10 @@ def loss(
 
 
 def update(
-    config: PPOConfig, networks: Networks, agent_state: AgentState, batch: Batch, key: jax.Array
-) -> tuple[AgentState, dict[str, jax.Array]]:
+    config: PPOConfig, networks: Networks, agent_state: PPOState, batch: Batch, key: jax.Array
+) -> tuple[PPOState, dict[str, jax.Array]]:
     """One gradient step of actor and critic."""
-    inputs = agent.normalize(agent_state.normalizer, networks.goal_indices, batch.steps.state, batch.steps.goal)
+    inputs = agent.normalize(agent_state.collected_by, networks.goal_indices, batch.steps.state, batch.steps.goal)
     loss_of = partial(loss, config, networks, inputs=inputs, batch=batch, key=key)
     gradients, metrics = jax.grad(loss_of, has_aux=True)(agent_state.params)
     return agent.descend(agent_state, gradients, rates(config)), metrics
