@@ -45,7 +45,7 @@ class TanhMLP(nn.Module):
         1 1 1 1
     """,
     "actor_weight": """
-    actor_weight: Annotated[float, Range(0)] = 1.0
+    actor_weight: Annotated[float, Range(0), Before(1.0)] = 1.0
     \"\"\"Weight of the energy in the actor's loss.\"\"\"
 """,
 }
