@@ -39,6 +39,7 @@ from envs import ENVS, family, make_env, native, own_backend
 from envs.ant import Ant
 from envs.ant_maze import AntMaze
 from envs.base import GoalEnv
+from envs.check import walk_options
 from envs.maze import LAYOUTS
 from envs.wrappers import VectorEnv
 from src import devices, loop, plan, replay_buffer, train
@@ -495,7 +496,7 @@ def random_walk(env: GoalEnv, options: WalkFlags) -> Callable[[], Any]:
         return jax.lax.scan(step, env_state, jax.random.split(key, options.steps))[0].obs
 
     env_state = jax.jit(vector.reset, static_argnums=1)(jax.random.key(0), options.num_envs)
-    compiled = jax.jit(walk).lower(env_state, jax.random.key(1)).compile()
+    compiled = jax.jit(walk).lower(env_state, jax.random.key(1)).compile(compiler_options=walk_options(env))
     return lambda: jax.block_until_ready(compiled(env_state, jax.random.key(1)))
 
 
@@ -631,7 +632,8 @@ def joint_positions(env: GoalEnv, options: AgreementFlags) -> np.ndarray:
 
     starts = jax.jit(jax.vmap(env.reset))(jax.random.split(jax.random.key(0), options.num_envs))
     keys = jax.random.split(jax.random.key(1), options.steps)
-    return np.asarray(jax.jit(functools.partial(jax.lax.scan, step))(starts, keys)[1])
+    walk = jax.jit(functools.partial(jax.lax.scan, step)).lower(starts, keys)
+    return np.asarray(walk.compile(compiler_options=walk_options(env))(starts, keys)[1])
 
 
 # A plan on paper: memory and time of one seed on many devices.

@@ -44,8 +44,8 @@ def built(name: str, backend: str | None = None):
 def checked(name: str, backend: str | None):
     """The checks of an environment and its roll-out, in episodes of two steps."""
     env = built(name, backend)
-    # MuJoCo's default solver, with 20 iterations of 50 line searches, takes a minute per step without optimisation; so
-    # do the 25 physics steps of an arm.
+    # MuJoCo's default solver, with 20 iterations of 50 line searches, takes a minute per step without optimisation, and
+    # the 25 physics steps of an arm are many.
     options = None if env.backend == "mjx" and name.startswith(("pusher", "arm_")) else QUICK_COMPILE
     return check_env(env, num_envs=4, num_steps=24, compiler_options=options)
 
