@@ -496,7 +496,7 @@ def random_walk(env: GoalEnv, options: WalkFlags) -> Callable[[], Any]:
         return jax.lax.scan(step, env_state, jax.random.split(key, options.steps))[0].obs
 
     env_state = jax.jit(vector.reset, static_argnums=1)(jax.random.key(0), options.num_envs)
-    compiled = jax.jit(walk).lower(env_state, jax.random.key(1)).compile(compiler_options=walk_options(env))
+    compiled = jax.jit(walk).lower(env_state, jax.random.key(1)).compile()
     return lambda: jax.block_until_ready(compiled(env_state, jax.random.key(1)))
 
 
