@@ -388,8 +388,7 @@ def _git_commit() -> str | None:
     """The commit of the code, with "-dirty" behind it if files of it have changed since."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     with contextlib.suppress(OSError):
-        answer = subprocess.run(command, capture_output=True, text=True, check=False)
-        return answer.stdout.strip() or None
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or None
     return None
 
 
@@ -424,10 +423,7 @@ def config_of(flags: Mapping[str, Any], algorithms: Mapping[str, Any], source: s
     for field in dataclasses.fields(config_class):
         before = fact(field, Before)
         if field.name not in flags and before is None and fact(field, Role) is not Role.KEEPING:
-            raise ConfigError(
-                f"{source} does not say --{field.name}, and no code did without it; a flag that is new has "
-                f"Before(value) in its annotation, what older runs had"
-            )
+            raise ConfigError(f"{source} does not say --{field.name}; a new flag needs Before(what older code did)")
         values[field.name] = flags.get(field.name, before.value if before else field.default)
     return config_class(**values)
 

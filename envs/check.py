@@ -26,8 +26,7 @@ from utils import Config, unknown
 MOST = 2**24  # envs, and steps
 # For short roll-outs, where compiling costs more than running: half the compile time, several times the run time.
 QUICK_COMPILE = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-# For MJX on a CPU, where XLA fuses each link of a chain into the next, with all that came before: an arm of seven links
-# takes 26 ms per physics step instead of 0.2.
+# For MJX on a CPU, where XLA fuses each link of a chain into the next: an arm takes 26 ms per physics step, not 0.2.
 UNFUSED = {"xla_disable_hlo_passes": "fusion"}
 
 
@@ -51,11 +50,6 @@ class Trace(NamedTuple):
     dense: jax.Array
 
 
-def walk_options(env: GoalEnv) -> dict[str, Any] | None:
-    """What XLA is told where an environment is stepped without a learner; None for nothing."""
-    return UNFUSED if env.backend == "mjx" and jax.default_backend() == "cpu" else None
-
-
 def rollout(env: GoalEnv, num_envs: int, num_steps: int, episode_length: int, key: jax.Array) -> Trace:
     """Steps `num_envs` envs with uniform actions, restarting ended episodes as training does."""
     vector = VectorEnv(env, episode_length)
@@ -64,8 +58,7 @@ def rollout(env: GoalEnv, num_envs: int, num_steps: int, episode_length: int, ke
     first = jax.tree.map(lambda leaf: leaf[:num_envs], pool)
 
     def slim(env_state: EnvState) -> EnvState:
-        joints = [env.pose(env_state), getattr(env_state.pipeline_state, "qd", None)]
-        return env_state.replace(pipeline_state=joints)
+        return env_state.replace(pipeline_state=[env.pose(env_state), getattr(env_state.pipeline_state, "qd", None)])
 
     def step(carry: tuple[EnvState, jax.Array], step_key: jax.Array):
         before, used = carry
@@ -74,8 +67,8 @@ def rollout(env: GoalEnv, num_envs: int, num_steps: int, episode_length: int, ke
         dense = jax.vmap(env.dense_reward)(before, after, action)
         return vector.restart(after, pool, used), Trace(slim(before), action, slim(after), dense)
 
-    start = (first, jnp.full((), num_envs, jnp.int32))
-    return jax.lax.scan(step, start, jax.random.split(action_key, num_steps))[1]
+    start, keys = (first, jnp.full((), num_envs, jnp.int32)), jax.random.split(action_key, num_steps)
+    return jax.lax.scan(step, start, keys)[1]
 
 
 # The checks.
@@ -97,9 +90,8 @@ def check_contract(env: GoalEnv) -> Check:
         "a threshold is not positive": all(limit > 0 for limit in thresholds(env).values()),
     }
     broken = [problem for problem, holds in rules.items() if not holds]
-    sizes = (
-        f"obs {env.obs_size} = {env.state_dim} + {env.goal_dim}, action {env.action_size}, {env.backend or 'no engine'}"
-    )
+    engine = env.backend or "no engine"
+    sizes = f"obs {env.obs_size} = {env.state_dim} + {env.goal_dim}, action {env.action_size}, {engine}"
     return Check("contract", not broken, "; ".join(broken) or sizes)
 
 
@@ -172,8 +164,8 @@ def check_fresh(env: GoalEnv, trace: Trace) -> Check:
     num_goals = len(np.unique(goal[starts], axis=0))
     detail = f"{num_goals} different goals in {starts.sum()} episodes"
     detail = f"{repeated} episodes began as the one before; {detail}" if repeated else detail
-    passed = not moved and repeated <= (starts.sum() - goal.shape[1]) / 2
-    return Check("fresh goals", bool(passed), f"a goal moved; {detail}" if moved else detail)
+    passed = bool(not moved and repeated <= (starts.sum() - goal.shape[1]) / 2)
+    return Check("fresh goals", passed, f"a goal moved; {detail}" if moved else detail)
 
 
 def check_same(first: Trace, second: Trace) -> Check:
@@ -189,8 +181,7 @@ def check_picture(env: GoalEnv, trace: Trace) -> Check:
     if env.model_xml is None:
         return Check("picture", True, "not drawn: the environment has no model_xml")
     try:
-        scene = Scene(env)
-        scene.camera(poses[:1], goals[:1])
+        Scene(env).camera(poses[:1], goals[:1])
         with contextlib.closing(Renderer(env, 48, 64, shadows=False)) as renderer:
             colours = len(np.unique(renderer.render(poses[0], goals[0]).reshape(-1, 3), axis=0))
     except RuntimeError as error:
@@ -213,8 +204,7 @@ def check_env(
 ) -> tuple[list[Check], Trace | None]:
     """Runs every check on an env with sparse rewards; also returns the roll-out, unless the contract is broken.
 
-    Episodes last a tenth of `num_steps`, so that every env is restarted often. XLA gets `compiler_options`, or those of
-    `walk_options`.
+    Episodes last a tenth of `num_steps`, so that every env is restarted often.
     """
     checks = [check_contract(env)]
     if not checks[0].passed:
@@ -222,7 +212,8 @@ def check_env(
     episode_length = max(2, num_steps // 10)
     start = time.monotonic()
     program = jax.jit(functools.partial(rollout, env, num_envs, num_steps, episode_length))
-    program = program.lower(jax.random.key(0)).compile(compiler_options=compiler_options or walk_options(env))
+    unfused = not compiler_options and (env.backend, jax.default_backend()) == ("mjx", "cpu")
+    program = program.lower(jax.random.key(0)).compile(compiler_options=UNFUSED if unfused else compiler_options)
     compile_seconds = time.monotonic() - start
 
     def run() -> Trace:

@@ -39,7 +39,6 @@ from envs import ENVS, family, make_env, native, own_backend
 from envs.ant import Ant
 from envs.ant_maze import AntMaze
 from envs.base import GoalEnv
-from envs.check import walk_options
 from envs.maze import LAYOUTS
 from envs.wrappers import VectorEnv
 from src import devices, loop, plan, replay_buffer, train
@@ -632,8 +631,7 @@ def joint_positions(env: GoalEnv, options: AgreementFlags) -> np.ndarray:
 
     starts = jax.jit(jax.vmap(env.reset))(jax.random.split(jax.random.key(0), options.num_envs))
     keys = jax.random.split(jax.random.key(1), options.steps)
-    walk = jax.jit(functools.partial(jax.lax.scan, step)).lower(starts, keys)
-    return np.asarray(walk.compile(compiler_options=walk_options(env))(starts, keys)[1])
+    return np.asarray(jax.jit(functools.partial(jax.lax.scan, step))(starts, keys)[1])
 
 
 # A plan on paper: memory and time of one seed on many devices.
