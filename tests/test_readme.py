@@ -84,6 +84,7 @@ SMALL = {
     "scripts/export.py": [],
     "scripts/gallery.py": [],
     "scripts/plot.py": [],
+    "scripts/readme_tables.py": [],
     "scripts/render.py": ["--seconds", "1"],
     "scripts/sweep.py": ["--", *TRAINING, "--no_log_wandb"],
     "envs.check": shlex.split("--num_envs 2 --num_steps 5"),
