@@ -66,15 +66,15 @@ def energy_picture(program: Program, agent_state: Any, episodes: Episodes, rows:
     ends = ((episodes.start, episodes.goal), (episodes.last, episodes.last_goal))
     way, left = (np.asarray(env.goal_distance(*end)) for end in ends)
     shown = int(np.argmax(np.where(left < env.goal_dist, way, -left)))
-    states, commanded = zip(*((state[shown], goal[shown]) for state, goal in ends), strict=True)
+    ends = [(state[shown], goal[shown]) for state, goal in ends]
     low, high = plane(env, episodes)
     x, y = (np.linspace(low[axis], high[axis], GRID) for axis in (0, 1))
-    energies = [energy_of_goals(program, agent_state, *end, x, y) for end in zip(states, commanded, strict=True)]
+    energies = [energy_of_goals(program, agent_state, *end, x, y) for end in ends]
     # The corners, where no goal lies, would take most of the scale.
     least, most = np.quantile(energies, 0.1), np.max(energies)
     figure = Figure(figsize=(8.6, 4), layout="constrained")
     both = figure.subplots(1, 2, sharey=True)
-    for title, state, goal, energy, axes in zip(("start", "end"), states, commanded, energies, both, strict=True):
+    for title, (state, goal), energy, axes in zip(("start", "end"), ends, energies, both, strict=True):
         colours = axes.pcolormesh(x, y, energy, cmap=COLOUR_MAP, vmin=least, vmax=most, rasterized=True)
         axes.plot(*achieved(env, state), "o", color="white", markeredgecolor="black", label="achieved now")
         axes.plot(*goal[:2], "*", color=VERMILION, markeredgecolor="black", markersize=11, label="commanded goal")

@@ -44,10 +44,10 @@ def make_program(config: Config, schedule: Schedule) -> Program:
             f"eval_env {config.eval_env} does not fit env_name {config.env_name}: "
             f"state, goal indices and action are {sizes[1]}, need {sizes[0]}"
         )
-    if config.goal_proposal != "env" and env.goal_needs_start:
+    if config.goal_proposal != Config.goal_proposal and env.goal_needs_start:
         raise ValueError(
             f"--goal_proposal {config.goal_proposal}: a goal of {config.env_name} belongs to the start that is drawn "
-            f"with it, no other can be proposed: --goal_proposal env"
+            f"with it, no other can be proposed: --goal_proposal {Config.goal_proposal}"
         )
     mesh = devices.make_mesh(config)
     vector = functools.partial(

@@ -101,16 +101,16 @@ class ProbeEnv(Point):
     def pose(self, env_state):
         return env_state.pipeline_state["position"]
 
+    def step(self, env_state: EnvState, action: jax.Array) -> EnvState:
+        ProbeEnv.traces += 1
+        return super().step(env_state, action)
+
 
 class Fleeing(ProbeEnv):
     """The goal moves 0.1 along x at every step."""
 
     def follow(self, pipeline_state, goal):
         return goal + jnp.array([0.1, 0.0])
-
-    def step(self, env_state: EnvState, action: jax.Array) -> EnvState:
-        ProbeEnv.traces += 1
-        return super().step(env_state, action)
 
 
 # What algorithm.md, section 8, lists for every update.
