@@ -3,6 +3,7 @@
     python scripts/benchmark.py --env_name ant --num_envs 256
     python scripts/benchmark.py --env_name ant --repeats 11 --out results/benchmark/ant_cpu.json
     python scripts/benchmark.py --env_name ant --num_envs 256 --sweep --out results/benchmark/sweep_ant_cpu.json
+    python scripts/benchmark.py compare --num_envs 256 -- --env_name ant -- --env_name ant --algorithm td3
     python scripts/benchmark.py checkpoint --env_name ant --pairs 5
     python scripts/benchmark.py mazes --layouts u_maze hardest_maze --num_envs 256
     python scripts/benchmark.py engines --envs cheetah ant_push
@@ -16,6 +17,7 @@ be trusted further than the times.
 
 import dataclasses
 import functools
+import itertools
 import json
 import os
 import platform
@@ -23,7 +25,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 from unittest import mock
@@ -107,7 +109,8 @@ LAYER_PRODUCTS = 100
 @dataclasses.dataclass(frozen=True)
 class BenchmarkFlags:
     """Times the parts of one training configuration: environment, sampler, update, training step, compilation, memory.
-    Besides, `benchmark.py checkpoint`, `mazes`, `engines`, `agreement` and `scale` have flags of their own."""
+    Besides, `benchmark.py compare` takes several configurations; `checkpoint`, `mazes`, `engines`, `agreement` and
+    `scale` have flags of their own."""
 
     repeats: int = 5
     """Rounds that count."""
@@ -172,8 +175,10 @@ def benchmark(config: Config) -> dict:
     return report(program, config, parts, seconds, compile_seconds) | {"rounds": len(rounds["update"])}
 
 
-def build(program: Program, config: Config) -> tuple[dict[str, tuple[Callable, Any]], dict[str, float]]:
-    """Compiles every part, for all seeds together.
+def build(
+    program: Program, config: Config, names: Container[str] | None = None
+) -> tuple[dict[str, tuple[Callable, Any]], dict[str, float]]:
+    """Compiles every part, or those of some names, for all seeds together.
 
     Returns name -> (a call that waits for its result, the compiled program), and name -> seconds of compilation.
     """
@@ -209,6 +214,8 @@ def build(program: Program, config: Config) -> tuple[dict[str, tuple[Callable, A
     }
     parts, compile_seconds = {}, {}
     for name, (function, arguments) in functions.items():
+        if names is not None and name not in names:
+            continue
         started = time.monotonic()
         donated = (0, 1) if name == "training step" else ()
         placed = {"out_shardings": (shardings, everywhere)} if donated else {}
@@ -296,6 +303,51 @@ def report(program: Program, config: Config, parts: dict, seconds: dict, compile
         "training step temporaries, share of the replay": memory.temp_size_in_bytes / replay,
         "compile s": compile_seconds["training step"],
     }
+
+
+# Several configurations in turns.
+
+COMPARED = ("update", "training step")
+
+
+def read_compared(args: list[str]) -> dict[str, Config]:
+    """Configurations by the words that stand for each: what all have in common, then ` -- ` and the flags of each."""
+    common, *own = (list(words) for given, words in itertools.groupby(["", *args], lambda word: word != "--") if given)
+    requests = {" ".join(words): read_training([*common[1:], *words])[0] for words in own}
+    if len(requests) < 2:
+        raise ConfigError("compare takes the flags of two configurations or more, a -- before those of each")
+    if len({config.num_seeds for config in requests.values()}) > 1:
+        raise ConfigError("compare: all configurations need the same --num_seeds, which shares out the cores")
+    if any(config.sweep for config in requests.values()):
+        raise ConfigError("compare takes no --sweep")
+    return requests
+
+
+def run_compared(requests: dict[str, Config]) -> None:
+    """A Markdown table; shares are medians over rounds of the rate beside that of the first configuration."""
+    enable_compilation_cache()
+    first = next(iter(requests.values()))
+    parts, env_steps = {}, {}
+    for words, config in requests.items():
+        print(f"compiling {words} ...", file=sys.stderr)
+        program = make_program(config, derive_schedule(config))
+        env_steps[words] = config.num_seeds * program.schedule.env_steps_per_training_step
+        built, _ = build(program, config, COMPARED)
+        parts |= {(words, name): call for name, (call, _) in built.items()}
+    rounds = take_turns(parts, first.repeats, first.seconds)
+    rates = {words: [env_steps[words] / each for each in rounds[words, "training step"]] for words in requests}
+    results = {
+        words: {
+            "update ms": 1e3 * statistics.median(rounds[words, "update"]) / config.updates,
+            "training env steps/s": statistics.median(rates[words]),
+            "share of the first": median_ratio(rates[words], next(iter(rates.values()))),
+        }
+        for words, config in requests.items()
+    }
+    print("| configuration | one update, ms | training, env steps/s | share of the first |\n|---|---:|---:|---:|")
+    for words, (update, rate, share) in ((words, result.values()) for words, result in results.items()):
+        print(f"| `{words}` | {update:.1f} | {rate:,.0f} | {share:.2f} |")
+    write_result(first.out, results)
 
 
 def table(result: dict) -> str:
@@ -714,6 +766,7 @@ def scale_table(measured: dict, envs: tuple[int, ...], counts: tuple[int, ...], 
 
 PARTS = {
     "training": Part(read_training, run_training),
+    "compare": Part(read_compared, run_compared),
     "checkpoint": Part(read_checkpoint, run_checkpoint),
     "mazes": Part(functools.partial(read_walks, MazeFlags, "benchmark.py mazes"), run_mazes),
     "engines": Part(read_engines, run_engines),

@@ -103,6 +103,36 @@ def test_mazes_that_cannot_be_measured_are_refused(words, said, capsys):
 
 
 @pytest.mark.slow
+def test_configurations_take_turns(capsys, tmp_path):
+    more = ["--repeats", "2", "--updates", "2", "--out", str(tmp_path / "compared.json")]
+    settings = [flags(tiny()), flags(tiny_of(ALGORITHMS["td3"].config))]
+    assert benchmark.main(["compare", *more, "--", *settings[0], "--", *settings[1]]) == 0
+    results = json.loads((tmp_path / "compared.json").read_text())
+    assert list(results) == [" ".join(words) for words in settings]
+    assert all(value > 0 for result in results.values() for value in result.values())
+    shares = [result["share of the first"] for result in results.values()]
+    assert shares[0] == 1 != shares[1]
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| `")]
+    assert [row.split("`")[1] for row in rows] == list(results)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "two configurations"),
+        (["--env_name", "ant", "--", "--seed", "1"], "two configurations"),
+        (["--", "--seed", "1", "--", "--seed", "1"], "two configurations"),
+        (["--", "--seed", "1", "--", "--num_seeds", "2"], "same --num_seeds"),
+        (["--", "--env_name", "ant", "--", "--env_name", "nowhere"], "nowhere"),
+        (["--updates", "0", "--", "--seed", "1", "--", "--seed", "2"], "at least 1"),
+    ],
+)
+def test_configurations_that_cannot_be_compared_are_refused(words, said, capsys):
+    assert benchmark.main(["compare", *words]) == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.slow
 def test_engines_take_turns(capsys):
     words = ["--envs", "reacher", "simple_u_maze", "--num_envs", "2", "--steps", "1", "--repeats", "1"]
     assert benchmark.main(["engines", *words]) == 0
