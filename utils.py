@@ -26,6 +26,8 @@ FAILED, REFUSED, INTERRUPTED, IN_USE = 1, 2, 75, 76
 NEWEST = "newest"  # what a bare --resume stands for
 AUTO = "auto"  # the --coordinator_address that the cluster's own variables stand for
 
+FAILURES: list[str] = []  # what went wrong outside of JAX, whose own error keeps a traceback of it at best
+
 Registries = Mapping[str, Collection[str]]
 
 
@@ -244,10 +246,8 @@ class Config:
                 f"two actions: at most {self.episode_length // 2}"
             )
         if self.seed + self.num_seeds > 2**31:
-            raise ConfigError(
-                f"--seed {self.seed} and the --num_seeds {self.num_seeds} after it pass 2^31: at most "
-                f"{2**31 - self.num_seeds}"
-            )
+            most = 2**31 - self.num_seeds
+            raise ConfigError(f"--seed {self.seed} with --num_seeds {self.num_seeds} passes 2^31: at most {most}")
         if self.goal_proposal != Config.goal_proposal and not self.fresh_goals:
             raise ConfigError(
                 f"--goal_proposal {self.goal_proposal} proposes goals to new episodes, which --no_fresh_goals has none "

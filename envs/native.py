@@ -18,10 +18,13 @@ from brax import kinematics, math
 from brax.base import Motion, State, System
 from mujoco.rollout import Rollout
 
-from envs.physics import FAILURES, load_system, num_cores
+from envs.physics import load_system, num_cores
+from utils import FAILURES
 
 # A solver that runs until it has converged; MuJoCo's tolerance of 1e-8 saves nothing measurable and leaves q 1e-7 off
 SOLVER = {"solver": "Newton", "iterations": "100", "ls_iterations": "50", "tolerance": "1e-10"}
+# Metres, radians, and these per second: more is left only by an acceleration that MuJoCo warns of.
+LARGEST = 1e5
 
 
 def load(xml: str) -> System:
@@ -68,7 +71,8 @@ def step(sys: System, pipeline_state: State, control: jax.Array, n_frames: int) 
     """The pipeline state `n_frames` steps of MuJoCo later; NaN where it warned of numbers that it cannot step."""
     q, qd = pipeline_state.q, pipeline_state.qd
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), (q, qd))
-    advance = functools.partial(_advance, sys.mj_model, n_frames)
+    beside_others = bool(jax.sharding.get_abstract_mesh().manual_axes)
+    advance = functools.partial(_advance, sys.mj_model, n_frames, beside_others)
     return init(sys, *jax.pure_callback(advance, shapes, q, qd, control, vmap_method="broadcast_all"))
 
 
@@ -100,9 +104,26 @@ def idle_workers(model: mujoco.MjModel) -> list[Worker]:
 atexit.register(idle_workers.cache_clear)  # threads end before Python does
 
 
-def _advance(model: mujoco.MjModel, n_frames: int, *arguments: Any) -> tuple[np.ndarray, np.ndarray]:
-    """(..., nq), (..., nv) after `n_frames` steps from q (..., nq), qd (..., nv) under control (..., nu)."""
+def _advance(
+    model: mujoco.MjModel, n_frames: int, beside_others: bool, *arguments: Any
+) -> tuple[np.ndarray, np.ndarray]:
+    """(..., nq), (..., nv) after `n_frames` steps from q (..., nq), qd (..., nv) under control (..., nu).
+
+    An error is kept in `FAILURES`. Beside other devices, which would wait for this one for ever, NaN stands for it."""
     q, qd, control = (np.asarray(each) for each in arguments)
+    try:
+        after = _roll(model, n_frames, q, qd, control)
+    except Exception as error:
+        FAILURES.append(f"MuJoCo: {type(error).__name__}: {error}")
+        if not beside_others:
+            raise
+        after = np.full((q[..., 0].size, q.shape[-1] + qd.shape[-1]), np.nan)
+    new_q, new_qd = np.split(after, [q.shape[-1]], axis=1)
+    return new_q.reshape(q.shape).astype(q.dtype), new_qd.reshape(qd.shape).astype(qd.dtype)
+
+
+def _roll(model: mujoco.MjModel, n_frames: int, q: np.ndarray, qd: np.ndarray, control: np.ndarray) -> np.ndarray:
+    """(N, nq + nv) what `_advance` returns, of all N environments."""
     num = q[..., 0].size
     start = np.concatenate([np.zeros((num, 1)), q.reshape(num, -1), qd.reshape(num, -1)], axis=1)
     control = np.repeat(control.reshape(num, 1, -1).astype(np.float64), n_frames, axis=1)
@@ -111,15 +132,11 @@ def _advance(model: mujoco.MjModel, n_frames: int, *arguments: Any) -> tuple[np.
         worker = idle.pop()
     except IndexError:
         worker = Worker(model)
-    try:
-        time, after = np.split(worker.run(start, control), [1], axis=1)
-    except Exception as error:
-        FAILURES.append(f"MuJoCo: {type(error).__name__}: {error}")
-        raise
+    time, after = np.split(worker.run(start, control), [1], axis=1)
     idle.append(worker)
-    # After a warning MuJoCo keeps still: its clock is behind, and a control that is no number would count as zero.
+    # After a warning MuJoCo keeps still: its clock is behind, and a control that is no number would count as zero. One
+    # in the last frame leaves the clock on time, but numbers that no body reaches.
     sound = np.isclose(time[:, 0], n_frames * model.opt.timestep) & np.isfinite(control).all(axis=(1, 2))
-    sound &= (np.abs(after) < mujoco.mjMAXVAL).all(axis=1)
+    sound &= (np.abs(after) < LARGEST).all(axis=1)
     after[~sound] = np.nan
-    new_q, new_qd = np.split(after, [q.shape[-1]], axis=1)
-    return new_q.reshape(q.shape).astype(q.dtype), new_qd.reshape(qd.shape).astype(qd.dtype)
+    return after

@@ -198,10 +198,6 @@ ENGINES: dict[str, Engine] = {
 }
 BACKENDS = tuple(ENGINES)
 
-# What went wrong in an engine outside of JAX, which raises an error of its own and keeps of ours only a traceback.
-FAILURES: list[str] = []
-
-
 # Models: XML of the installed brax package, edited at run time.
 
 

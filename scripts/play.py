@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs 
 
 from envs.render import Scene  # noqa: E402
 from scripts.trained import TrainedConfig, load_or_refuse  # noqa: E402
-from src.output import run_command  # noqa: E402
+from src.output import error_line, run_command  # noqa: E402
 from src.player import Player  # noqa: E402
 from utils import FAILED, REFUSED, ConfigError  # noqa: E402
 
@@ -171,7 +171,7 @@ def main(args: list[str]) -> int:
     try:
         play_on_web(stage, config.host, config.port) if config.web else play_on_screen(stage)
     except RuntimeError as error:  # the port is taken, mjpython is missing
-        print(f"error: {error}", file=sys.stderr)
+        print(error_line(error), file=sys.stderr)
         return FAILED
     return 0
 

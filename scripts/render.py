@@ -14,7 +14,7 @@ import tyro
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any directory
 
 from scripts.trained import TrainedConfig, load_or_refuse  # noqa: E402
-from src.output import run_command  # noqa: E402
+from src.output import error_line, run_command  # noqa: E402
 from src.video import SECONDS, SHOWN, film, record, write_film  # noqa: E402
 from utils import FAILED, REFUSED, ConfigError  # noqa: E402
 
@@ -47,7 +47,7 @@ def main(args: list[str]) -> int:
     try:
         paths = write_film(stem, film(program, record(program, agent_state), config.show or SHOWN, config.seconds))
     except (RuntimeError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(error_line(error), file=sys.stderr)
         return FAILED
     print("\n".join(f"{path}  {path.stat().st_size / 2**20:.2f} MiB" for path in paths))
     return 0

@@ -14,6 +14,7 @@ import numpy as np
 from src import devices
 from src.program import Program
 from src.train import TrainState, count_drawable, evaluation, init_run, over_seeds, state_shardings, train_chunk
+from utils import FAILURES
 
 
 class Compiled(NamedTuple):
@@ -153,6 +154,18 @@ def refill(program: Program, compiled: Compiled, run_state: RunState) -> RunStat
     return RunState(train_state, totals, position)
 
 
+def finished(result: Any) -> Any:
+    """The arrays of a compiled call once they are there.
+
+    Raises:
+      JaxRuntimeError: a physics engine failed, with NaN for its numbers.
+    """
+    result = jax.block_until_ready(result)
+    if FAILURES:
+        raise jax.errors.JaxRuntimeError(FAILURES[0])
+    return result
+
+
 def advance(
     program: Program,
     compiled: Compiled,
@@ -168,7 +181,7 @@ def advance(
     num_updates = 0 if prefill_left else program.schedule.updates_per_training_step
     counts = np.int32(num_steps), np.int32(num_updates)
     started = time.monotonic()
-    train_state, totals = jax.block_until_ready(compiled.train_chunk(train_state, totals, *counts))
+    train_state, totals = finished(compiled.train_chunk(train_state, totals, *counts))
     seconds = devices.of_first_process(time.monotonic() - started)
     position = dataclasses.replace(
         position,
@@ -196,7 +209,8 @@ def evaluate_now(program: Program, compiled: Compiled, run_state: RunState, keys
     train_state, totals, position = run_state
     config, per_step = program.config, program.schedule.env_steps_per_training_step
     started = time.monotonic()
-    values = jax.device_get(compiled.evaluation(train_state.agent_state, keys, np.int32(position.training_steps)))
+    evaluated = compiled.evaluation(train_state.agent_state, keys, np.int32(position.training_steps))
+    values = jax.device_get(finished(evaluated))
     seconds = time.monotonic() - started
     eval_seconds = position.eval_seconds + seconds
     metrics = {f"eval/{name}": value for name, value in values.items()}

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
-from utils import write_text
+from utils import FAILED, FAILURES, write_text
 
 
 class _Tolerant:
@@ -62,9 +62,21 @@ def _drain(streams: list[TextIO]) -> None:
 
 
 def run_command(main: Callable[[list[str]], int]) -> int:
-    """The exit status of a script's `main` on the words of the command line."""
+    """The exit status of a script's `main` on the words of the command line. One line says how a physics engine failed;
+    other errors pass."""
     with tolerant_output():
-        return main(sys.argv[1:])
+        try:
+            return main(sys.argv[1:])
+        except RuntimeError as error:
+            if not FAILURES:
+                raise
+            print(error_line(error), file=sys.stderr)
+            return FAILED
+
+
+def error_line(error: Exception) -> str:
+    """What went wrong outside of JAX if anything did, since JAX's error is not about that; else the error itself."""
+    return f"error: {FAILURES[0] if FAILURES else error}"
 
 
 class Logger(Protocol):

@@ -6,14 +6,13 @@ from typing import Any, NamedTuple
 
 import jax
 
-from envs import make_env
+from envs import make_env, own_backend
 from envs.base import GoalEnv, Sizes
-from envs.physics import FAILURES
 from src import devices
 from src.algorithm import step_shapes
 from src.algorithms import ALGORITHMS
 from src.devices import DIVIDED_FLAGS, mesh_shape
-from utils import Config, ConfigError, Schedule, derive_schedule
+from utils import FAILURES, Config, ConfigError, Schedule, derive_schedule
 
 # What of a device's memory a plan may take, and the flags that it mostly depends on.
 _USABLE = 0.9
@@ -158,7 +157,9 @@ def describe_plan(config: Config, schedule: Schedule, costs: Costs, mesh_shape: 
         "estimated peak memory": f"{_bytes(sum(memory.values()))}{each}",
     }
     if config.backend is not None:
-        lines["physics"] = config.backend + (", compiled at every start" if config.backend == "mujoco" else "")
+        own = own_backend(config.env_name)
+        lines["physics"] = config.backend + (f" instead of its own, {own}" if config.backend != own else "")
+        lines["physics"] += ", compiled at every start" if config.backend == "mujoco" else ""
     if groups * share > 1:
         spread = f", {config.num_seeds // groups} of {config.num_seeds} seeds on each" if config.num_seeds > 1 else ""
         parts = f"{config.num_envs // share:,} envs and {config.batch_size // share:,} rows of a batch on each"

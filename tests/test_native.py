@@ -4,6 +4,8 @@ import dataclasses
 import functools
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -16,7 +18,7 @@ from durability import arguments, run_dirs, start_process
 from rollouts import FAMILIES, FIRST_OF_FILE, random_ants, roll
 
 import training
-from envs import ENVS, make_env, native, physics, quicker_backend
+from envs import ENVS, make_env, native, quicker_backend
 from envs.ant_maze import AntBallMaze
 from envs.check import QUICK_COMPILE
 from envs.half_cheetah import HalfCheetah
@@ -50,7 +52,7 @@ def starts(name: str, count: int = 8):
 
 def advance(env, q, qd, control):
     """q, qd after one control step."""
-    return native._advance(env.sys.mj_model, env._physics.n_frames, q, qd, control)
+    return native._advance(env.sys.mj_model, env._physics.n_frames, False, q, qd, control)
 
 
 def by_hand(env, q, qd, control):
@@ -214,24 +216,70 @@ def test_a_warning_inside_of_a_control_step_shows():
     assert np.isfinite(found[0][0]).all() and np.isnan(found[0][1]).all() and np.isnan(found[1][1]).all()
 
 
+def test_a_warning_in_the_last_frame_shows():
+    """After it MuJoCo's clock is on time: the numbers say it."""
+    env = built("ant")
+    model, n_frames = env.sys.mj_model, env._physics.n_frames
+    last = []
+    for speed in np.linspace(1500, 2500, 40):
+        data = mujoco.MjData(model)
+        data.qpos, data.qvel[6] = env.sys.init_q, speed
+        warnings = []
+        for _ in range(n_frames):
+            mujoco.mj_step(model, data)
+            warnings.append(sum(warning.number for warning in data.warning))
+        if warnings[-1] and not warnings[-2]:
+            last.append(np.eye(len(data.qvel))[6] * speed)
+            assert np.isfinite(data.qvel).all() and data.time == pytest.approx(env.dt)
+    assert last
+    q = np.tile(np.array(env.sys.init_q), (len(last), 1))
+    found = advance(env, q, np.stack(last), np.zeros((len(last), 8)))
+    assert all(np.isnan(leaf).all() for leaf in found)
+
+
+SEEDS = tiny(env_name="reacher", backend="mujoco", num_seeds=2, num_envs=8, batch_size=8, num_eval_envs=8)
+
+FAILING = """
+import itertools, sys
+import mujoco
+import training
+from envs import native
+
+run, calls = native.Worker.run, itertools.count()
+
+def fail(worker, start, control):
+    if next(calls) == 20:
+        raise mujoco.FatalError("mj_stackAlloc: insufficient memory")
+    return run(worker, start, control)
+
+native.Worker.run = fail
+sys.exit(training.main(sys.argv[1:]))
+"""
+
+
 @pytest.mark.slow
-def test_an_error_inside_of_it_ends_the_training_with_a_line(tmp_path, capfd, monkeypatch):
-    """Not with a hang, nor with a traceback."""
-    run, calls = native.Worker.run, []
+@pytest.mark.parametrize(("num_devices", "num_seeds"), [(1, 1), (2, 1), (2, 2)])
+def test_an_error_inside_of_it_ends_the_training_with_a_line(num_devices, num_seeds, tmp_path):
+    """Not with a hang, which is what the other devices would do, nor with a traceback."""
+    config = dataclasses.replace(SEEDS, num_seeds=num_seeds, output_dir=str(tmp_path))
+    found = {"PYTHONPATH": str(Path(training.__file__).parent), "JAX_NUM_CPU_DEVICES": str(num_devices)}
+    command = [sys.executable, "-c", FAILING, *arguments(config)]
+    ended = subprocess.run(command, env=os.environ | found, capture_output=True, text=True, timeout=400, check=False)
+    assert f"device      cpu x {num_devices}" in ended.stdout
+    assert ended.returncode == 1
+    assert ended.stderr == "error: MuJoCo: FatalError: mj_stackAlloc: insufficient memory\n"
 
-    def fail(worker, start, control):
-        calls.append(len(start))
-        if len(calls) > 20:
-            raise mujoco.FatalError("mj_stackAlloc: insufficient memory")
-        return run(worker, start, control)
 
-    monkeypatch.setattr(native.Worker, "run", fail)
-    try:
-        assert training.main(arguments(tiny(env_name="reacher", backend="mujoco", output_dir=str(tmp_path)))) == 1
-    finally:
-        physics.FAILURES.clear()
-    (line,) = capfd.readouterr().err.splitlines()
-    assert line == "error: MuJoCo: FatalError: mj_stackAlloc: insufficient memory"
+def test_what_cannot_be_begun_is_an_error_too(monkeypatch):
+    def cannot(worker, model):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(native.Worker, "__init__", cannot)
+    monkeypatch.setattr(native, "idle_workers", lambda model: [])
+    monkeypatch.setattr(native, "FAILURES", failures := [])
+    with pytest.raises(RuntimeError, match="new thread"):
+        advance(built("reacher"), *starts("reacher", 2))
+    assert failures == ["MuJoCo: RuntimeError: can't start new thread"]
 
 
 # The choice of it.
@@ -300,9 +348,6 @@ def test_a_run_that_is_resumed_is_the_run_that_was_not(run_of_cheetah, tmp_path)
         assert one.files == other.files
         for name in one.files:
             np.testing.assert_array_equal(one[name], other[name])
-
-
-SEEDS = tiny(env_name="reacher", backend="mujoco", num_seeds=2, num_envs=8, batch_size=8, num_eval_envs=8)
 
 
 def trained_on(count: int, config, seconds: float = 400) -> list[dict[str, str]]:
