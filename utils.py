@@ -344,7 +344,7 @@ def derive_schedule(config: Config) -> Schedule:
 
 # Run folders and their records.
 
-_RECORDED_PACKAGES = ("jax", "jaxlib", "flax", "optax", "brax", "mujoco", "mujoco-mjx", "numpy")
+RECORDED_PACKAGES = ("jax", "jaxlib", "flax", "optax", "brax", "mujoco", "mujoco-mjx", "numpy")
 
 
 def make_run_dir(config: Config) -> Path:
@@ -376,7 +376,7 @@ def write_record(
     record = {
         "flags": dataclasses.asdict(config),
         "schedule": dataclasses.asdict(schedule),
-        "versions": {"python": sys.version.split()[0]} | {name: metadata.version(name) for name in _RECORDED_PACKAGES},
+        "versions": {"python": sys.version.split()[0]} | {name: metadata.version(name) for name in RECORDED_PACKAGES},
         "git_commit": _git_commit(),
         "devices": devices,
         "trained_with": trained_with,

@@ -22,12 +22,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs 
 
 from scripts.results_table import SUCCESS, TIME
 from scripts.settings import differences
+from src.algorithms import ALGORITHMS
 from src.command_line import parse, parse_config
 from src.output import run_command
 from src.registries import REGISTRIES
-from utils import FAILED, REFUSED, ConfigError
+from utils import FAILED, RECORDED_PACKAGES, REFUSED, Config, ConfigError, config_of, derive_schedule
 
 RECORD = ("flags", "schedule", "versions", "git_commit", "devices")  # what config.json must say
+LEARNED = ("training/sps", "training/walltime")  # what an evaluation of a run that trains has besides
 TRAINING = "python training.py "
 
 
@@ -55,15 +57,26 @@ def main(args: list[str]) -> int:
 
 def check(folder: Path) -> list[str]:
     """What is missing or wrong, one line per problem; none if the folder is complete."""
-    run_dirs = sorted(path.parent for path in folder.rglob("config.json"))
+    run_dirs = sorted({path.parent for name in ("config.json", "metrics.csv") for path in folder.rglob(name)})
     if not run_dirs:
         return [f"{folder}: no run in it; it holds config.json and metrics.csv, or a folder per seed with both"]
     row = readme_row(folder)
-    problems = [f"{run_dir}: {problem}" for run_dir in run_dirs for problem in check_run(run_dir, row)]
     if not row:
-        problems.append(f"{folder.parent / 'README.md'} has no row | `{folder.name}` | command | what it shows |")
-    elif not commands_of(row):
-        problems.append(f"{folder.parent / 'README.md'}: the row of {folder.name} has no command `{TRAINING}...`")
+        return [f"{folder.parent / 'README.md'} has no row | `{folder.name}` | command | what it shows |"]
+    try:
+        commands = commands_of(row)
+    except ConfigError as error:
+        return [f"{folder.parent / 'README.md'}: a command of {folder.name} cannot be read: {error}"]
+    if not commands:
+        return [f"{folder.parent / 'README.md'}: the row of {folder.name} has no command `{TRAINING}...`"]
+    problems, seen = [], {}
+    for run_dir in run_dirs:
+        found = check_run(run_dir, row, commands)
+        if not found:
+            record = json.loads((run_dir / "config.json").read_text())
+            other = seen.setdefault(json.dumps([record["flags"], record["git_commit"]]), run_dir)
+            found = [] if other == run_dir else [f"the same flags, seed and commit as {other}"]
+        problems += [f"{run_dir}: {problem}" for problem in found]
     return problems
 
 
@@ -74,62 +87,89 @@ def readme_row(folder: Path) -> str:
     return next((line for line in lines if line.startswith(f"| `{folder.resolve().name}` |")), "")
 
 
-def commands_of(row: str) -> list[list[str]]:
-    """The words of each of the row's training commands after training.py."""
+def commands_of(row: str) -> list[Config]:
+    """The configs of the row's training commands.
+
+    Raises:
+      ConfigError: training.py would refuse one.
+    """
     commands = [command for command in re.findall(r"`([^`]+)`", row) if command.startswith(TRAINING)]
-    return [shlex.split(command.removeprefix(TRAINING)) for command in commands]
+    try:
+        return [parse_config(shlex.split(command.removeprefix(TRAINING)), REGISTRIES) for command in commands]
+    except ValueError as error:  # of shlex as well
+        raise ConfigError(str(error)) from None
+    except SystemExit:
+        raise ConfigError("it asks for help") from None
 
 
-def check_run(run_dir: Path, row: str) -> list[str]:
+def check_run(run_dir: Path, row: str, commands: list[Config]) -> list[str]:
     """What is missing or wrong in one run."""
     try:
         record = dict(json.loads((run_dir / "config.json").read_text()))
-    except (OSError, ValueError, TypeError) as error:
+        lacking = [f"config.json lacks {name}" for name in RECORD if not record.get(name)]
+        if lacking:
+            return lacking
+        packages = ("python", *RECORDED_PACKAGES)
+        lacking = [f"config.json lacks the version of {name}" for name in packages if not record["versions"].get(name)]
+        config = config_of(record["flags"], ALGORITHMS, "config.json")
+        config.check()
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         return [f"config.json cannot be read ({error})"]
-    lacking = [f"config.json lacks {name}" for name in RECORD if not record.get(name)]
-    lacking += [f"config.json lacks the version of {name}" for name in ("python", "jax") if not said(record, name)]
-    if lacking:
-        return lacking
-    steps, problems = check_curve(run_dir / "metrics.csv")
-    wanted = record["flags"]["num_timesteps"]
-    if steps and steps[-1] < wanted and "stopped" not in row:
-        problems.append(
-            f"ends at {steps[-1]:,} of {wanted:,} env steps: the row in README.md must say that it was stopped"
-        )
-    return problems + check_command(record["flags"], row)
+    if record["git_commit"].endswith("-dirty"):
+        lacking.append(f"git_commit {record['git_commit']}: the code had changes that no commit holds")
+    return (
+        lacking + check_curve(run_dir / "metrics.csv", config, row) + check_command(record["flags"], config, commands)
+    )
 
 
-def said(record: dict, package: str) -> bool:
-    """Whether the record has the version of a package, or of Python."""
-    return bool((record.get("versions") or {}).get(package))
-
-
-def check_curve(table: Path) -> tuple[list[int], list[str]]:
-    """The env steps of a metrics.csv, and what is wrong with them."""
+def check_curve(table: Path, config: Config, row: str) -> list[str]:
+    """What is wrong with a metrics.csv."""
     try:
         with table.open(newline="") as file:
             rows = list(csv.DictReader(file))
-        steps = [int(float(row["env_steps"])) for row in rows]
-        values = [float(row[name] or "nan") for row in rows for name in (SUCCESS, TIME)]
-    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
-        return [], [f"metrics.csv cannot be read ({type(error).__name__}: {error})"]
-    problems = [] if len(rows) > 1 else [f"metrics.csv has {len(rows)} rows: no curve"]
+        broken = next((number for number, each in enumerate(rows, 2) if None in each or None in each.values()), None)
+        if broken:
+            return [f"metrics.csv: line {broken} has not as many cells as the header"]
+        values = [{name: float(text) for name, text in each.items() if text} for each in rows]
+        steps = [int(each["env_steps"]) for each in values]
+        missing = sorted({name for name in (SUCCESS, TIME) for each in values if name not in each})
+        missing += [name for name in LEARNED if not any(name in each for each in values)]
+    except (OSError, ValueError, KeyError, OverflowError, csv.Error) as error:
+        return [f"metrics.csv cannot be read ({type(error).__name__}: {error})"]
+    if len(rows) < 2 or missing:
+        return [f"metrics.csv lacks {name}" for name in missing or [f"a curve: it has {len(rows)} rows"]]
+    strange = {name for each in values for name, value in each.items() if not math.isfinite(value)}
+    strange |= {SUCCESS for each in values if not 0 <= each[SUCCESS] <= 1}
+    strange |= {TIME for each in values if not 0 <= each[TIME] <= config.episode_length}
+    problems = [f"metrics.csv: {name} is no number, or one that it cannot be" for name in sorted(strange)]
     back = next((at for at in range(1, len(steps)) if steps[at] <= steps[at - 1]), None)
     if back is not None:
         problems.append(f"metrics.csv: after {steps[back - 1]:,} env steps come {steps[back]:,}")
-    if not all(map(math.isfinite, values)):
-        problems.append(f"metrics.csv: not every row has a number of {SUCCESS} and {TIME}")
-    return steps, problems
+    schedule = derive_schedule(config)
+    due = [training_steps * schedule.env_steps_per_training_step for training_steps in schedule.eval_at]
+    skipped = [at for at in due if at <= steps[-1] and at not in steps]
+    if skipped and "resumed" not in row:
+        problems.append(f"metrics.csv lacks the evaluation at {skipped[0]:,} env steps")
+    if steps[-1] < config.num_timesteps and "stopped" not in row:
+        problems.append(
+            f"ends at {steps[-1]:,} of {config.num_timesteps:,} env steps: the row in README.md must say that it was "
+            "stopped"
+        )
+    return problems
 
 
-def check_command(flags: dict, row: str) -> list[str]:
-    """Whether a command in the row gives the recorded flags; else, in what the nearest one differs."""
-    try:
-        others = [differences(flags, parse_config(command, REGISTRIES)) for command in commands_of(row)]
-    except ConfigError as error:
-        return [f"its flags or its command cannot be read: {error}"]
-    nearest = min(others, key=len, default=[])
+def check_command(flags: dict, config: Config, commands: list[Config]) -> list[str]:
+    """Whether a command gives the recorded flags; else, in what the nearest one differs."""
+    nearest = min((off(flags, config, command) for command in commands), key=len)
     return [f"config.json has --{name} {flags.get(name)}, which the command does not give" for name in nearest]
+
+
+def off(flags: dict, config: Config, command: Config) -> list[str]:
+    """The recorded flags that a command does not give."""
+    names = differences(flags, command)
+    names += [name for name in ("num_timesteps", "num_eval_envs") if getattr(config, name) != getattr(command, name)]
+    seeds = range(command.seed, command.seed + command.num_seeds)
+    return names if config.seed in seeds else [*names, "seed"]
 
 
 if __name__ == "__main__":

@@ -79,13 +79,17 @@ def main(args: list[str]) -> int:
         for flag in ("seeds", "jobs"):
             if getattr(config, flag) < 0:
                 raise ConfigError(f"--{flag} {getattr(config, flag)} is out of range: at least 0")
+        if config.dry_run and config.table_only:
+            raise ConfigError("--dry_run and --table_only: one writes nothing, the other only writes")
+        if Path(config.results).exists() and not Path(config.results).is_dir():
+            raise ConfigError(f"--results {config.results} is not a folder")
         rows = choose_rows(all_rows := read_settings(Path(config.settings)), config.rows)
+        machine = config.machine or ("" if config.table_only else found_machine())
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return REFUSED
     status = 0
     if not config.table_only:
-        machine = config.machine or found_machine()
         runs = results_table.load(run_folders(config))
         jobs = [job for row in rows if row.machine == machine for job in jobs_of(row, config, runs)]
         if config.dry_run:
@@ -96,10 +100,17 @@ def main(args: list[str]) -> int:
 
 
 def found_machine() -> str:
-    """ "cpu" or "gpu". Asked in a process of its own: a process that holds a GPU leaves no memory for the trainings."""
+    """ "cpu" or "gpu". Asked in a process of its own: a process that holds a GPU leaves no memory for the trainings.
+
+    Raises:
+      ConfigError: JAX does not start.
+    """
     command = [sys.executable, "-c", "import jax; print(jax.default_backend())"]
-    answer = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
-    return "cpu" if answer[-1] == "cpu" else "gpu"
+    asked = subprocess.run(command, capture_output=True, text=True, check=False)
+    if asked.returncode or not asked.stdout.split():
+        reason = ["", *asked.stderr.strip().splitlines()][-1]
+        raise ConfigError(f"JAX finds no device, --machine cpu or gpu says which sizes to take ({reason})")
+    return "cpu" if asked.stdout.split()[-1] == "cpu" else "gpu"
 
 
 def run_folders(config: ReproduceConfig) -> list[Path]:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import matplotlib
 
+from envs import own_backend, quicker_backend
 from scripts import plot
 from scripts.settings import Published, Row
 from utils import write_text
@@ -22,9 +23,9 @@ HEAD = """# Our curves beside the published ones
 Written by `scripts/reproduce.sh`; flags, reasons and sources are in [scripts/settings.yml](../scripts/settings.yml).
 `success` is the share of evaluation episodes that reach the goal, `time` how many of an episode's 1,000 steps are spent
 near it. Both are of the last evaluation: the interquartile mean over seeds, success with its 95 % bootstrap interval.
-`published` is the first published value at as many env steps or more, or else the last one. `passed at` is where our
-curve first reached the last published value, "untrained" if it had it from the start. A row without numbers has not
-been trained.
+`published` is the first published value at as many env steps or more, or else the last one. `passed at` is our first
+evaluation that reached the last published value, which stands behind it: success, or time where only that is published;
+"untrained" if it had it from the start. A row without numbers has not been trained.
 
 """
 
@@ -60,6 +61,8 @@ def write(rows: Sequence[Row], folders: Sequence[Path], out: Path) -> None:
     write_text(out.with_suffix(".md"), f"{HEAD}{plot.markdown_table(lines)}\n{figure if found else ''}")
     if found:
         draw(found, out.with_suffix(".png"))
+    else:  # the figure of other curves
+        out.with_suffix(".png").unlink(missing_ok=True)
     print(f"written: {out}.md{' .png' if found else ''}")
 
 
@@ -117,8 +120,11 @@ def cells(row: Row, curves: Curves | None) -> dict[str, str]:
 
 
 def name_of(row: Row) -> str:
-    """A row in the legend: its label, and what a GPU's sizes add to it."""
-    return row.label + (f", {row.config.num_envs:,} envs" if row.machine == "gpu" else "")
+    """A row in the legend: its label, and what a GPU's sizes and another engine than the environment's add to it."""
+    name, own = row.config.env_name, own_backend(row.config.env_name)
+    backend = row.config.backend or (quicker_backend(name, "cpu") if row.machine == "cpu" else None) or own
+    sizes = f", {row.config.num_envs:,} envs" if row.machine == "gpu" else ""
+    return row.label + sizes + (f", on {backend}" if backend != own else "")
 
 
 def millions(steps: float) -> str:
@@ -138,7 +144,7 @@ def published_text(value: Published | None) -> str:
         return "-"
     parts = [] if value.success is None else [f"{value.success:.2f}"]
     parts += [] if value.time is None else [f"time {value.time:.0f}"]
-    return f"{', '.join(parts)} at {millions(value.steps)}"
+    return f"{', '.join(parts)} at {millions(value.steps)}" + (f", {value.by}" if value.by else "")
 
 
 def passed_text(row: Row, curves: Curves) -> str:
@@ -150,7 +156,7 @@ def passed_text(row: Row, curves: Curves) -> str:
     if curve.middle[0] >= level:  # flailing reaches every goal
         return "untrained"
     above = curve.x[curve.middle >= level]
-    return millions(above[0]) if len(above) else "not yet"
+    return f"{millions(above[0])} ({level:.3g})" if len(above) else "not yet"
 
 
 # The figure.

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from envs import own_backend
 from src.algorithms import ALGORITHMS
 from src.command_line import parse_config
 from src.registries import REGISTRIES
@@ -16,15 +17,33 @@ from utils import Config, ConfigError, bookkeeping, config_of, unknown
 MACHINES = ("cpu", "gpu")
 REQUIRED = {"env", "label", "steps", "evals"}  # of a row
 OPTIONAL = {"algorithm", "flags", "why", "published", "source"}
+NOT_FLAGS = {"algorithm", "env_name", "exp_name", "group_name", "num_evals", "num_seeds", "num_timesteps"}
+NOT_FLAGS |= {"output_dir", "resume", "seed"}  # what a row says otherwise, or scripts/reproduce.sh
+OVERSHOOT = 1.02  # a run ends with a whole training step, a little later than asked for
 
 
 @dataclasses.dataclass(frozen=True)
 class Published:
-    """A published value: `success` is a share of episodes, `time` steps of 1,000 near the goal."""
+    """A published value: `success` is a share of episodes, `time` steps of 1,000 near the goal, `by` by what, if it is
+    another method than ours.
+
+    Raises:
+      ConfigError: numbers out of these ranges, or neither of the two.
+    """
 
     steps: int
     success: float | None = None
     time: float | None = None
+    by: str = ""
+
+    def __post_init__(self):
+        values = {"steps": (self.steps, 1, 10**12), "success": (self.success, 0, 1), "time": (self.time, 0, 1000)}
+        for name, (value, least, most) in values.items():
+            whole = not isinstance(value, bool) and isinstance(value, int if name == "steps" else (int, float))
+            if not (whole and least <= value <= most) and not (value is None and name != "steps"):
+                raise ConfigError(f"published: {name} {value!r} is not a number from {least:,} to {most:,}")
+        if self.success is None and self.time is None:
+            raise ConfigError(f"published at {self.steps:,} steps: neither success nor time")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +68,7 @@ class Row:
 
     def published_at(self, steps: float) -> Published | None:
         """The first published value at as many env steps or more, else the last one."""
-        later = [value for value in self.published if value.steps >= steps]
+        later = [value for value in self.published if OVERSHOOT * value.steps >= steps]
         return (later or [None, *self.published][-1:])[0]
 
     def describes(self, flags: Mapping[str, Any]) -> bool:
@@ -63,8 +82,8 @@ class Row:
 def differences(flags: Mapping[str, Any], config: Config) -> list[str]:
     """The flags in which a recorded run is of another setting than `config`.
 
-    Names, seeds, lengths and how a run is kept may differ, and the engine: a machine without an accelerator may have
-    chosen another one for the same model.
+    Names, seeds, lengths and how a run is kept may differ, and whether MJX or MuJoCo's own engine steps: they step the
+    same model.
 
     Raises:
       ConfigError: the record does not say all that this code must know.
@@ -74,7 +93,24 @@ def differences(flags: Mapping[str, Any], config: Config) -> list[str]:
         return ["algorithm"]
     free = bookkeeping(type(config)) - {"env_name", "eval_env"} | {"num_timesteps", "backend"}
     names = [field.name for field in dataclasses.fields(config) if field.name not in free]
-    return [name for name in names if getattr(stored, name) != getattr(config, name)]
+    other = [name for name in names if getattr(stored, name) != getattr(config, name)]
+    return other if "env_name" in other or physics_of(stored) == physics_of(config) else [*other, "backend"]
+
+
+def physics_of(config: Config) -> str | None:
+    """Which physics a run is of: its engine, `mjx` standing for `mujoco` too."""
+    backend = config.backend or own_backend(config.env_name)
+    return "mjx" if backend == "mujoco" else backend
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """Refuses a key that stands twice in a mapping, of which YAML would take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        keys = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        if twice := next((key for key in keys if keys.count(key) > 1), None):
+            raise yaml.YAMLError(f"{twice} stands twice, the second time before line {node.end_mark.line + 1}")
+        return super().construct_mapping(node, deep)
 
 
 def read_settings(path: Path) -> list[Row]:
@@ -84,16 +120,21 @@ def read_settings(path: Path) -> list[Row]:
       ConfigError: it cannot be read, or a row asks for what training.py would refuse; one line.
     """
     try:
-        content = yaml.safe_load(path.read_bytes())
+        content = yaml.load(path.read_bytes(), _UniqueKeys)
     except (OSError, yaml.YAMLError) as error:
         raise ConfigError(" ".join(f"cannot read {path}: {error}".split())) from None
     if not isinstance(content, dict) or not {"source", "machines", "rows"} <= content.keys():
         raise ConfigError(f"{path}: it holds source, machines and rows")
+    if not isinstance(content["rows"], dict) or not content["rows"]:
+        raise ConfigError(f"{path}: rows holds no row")
+    machines = content["machines"]
+    if not isinstance(machines, dict) or set(machines) != set(MACHINES):
+        raise ConfigError(f"{path}: machines holds {' and '.join(MACHINES)}")
     rows = []
     for name, machine in itertools.product(content["rows"], MACHINES):
         try:
-            rows.append(make_row(name, content["rows"][name], machine, content["machines"][machine], content["source"]))
-        except (ValueError, TypeError, KeyError) as error:
+            rows.append(make_row(name, content["rows"][name], machine, machines[machine], content["source"]))
+        except (ValueError, TypeError) as error:
             raise ConfigError(f"{path}: row {name}: {' '.join(str(error).split())}") from None
     return rows
 
@@ -102,24 +143,38 @@ def make_row(name: str, entry: Mapping[str, Any], machine: str, on_machine: Mapp
     """One row of the file on one machine.
 
     Raises:
-      ValueError, TypeError, KeyError: a key is missing or unknown, or a flag is refused.
+      ValueError, TypeError: a key is missing or unknown, or a flag is refused.
     """
+    for what, mapping in (("it", entry), (machine, on_machine), ("flags", entry.get("flags", {}) if entry else {})):
+        if not isinstance(mapping, dict):
+            raise ConfigError(f"{what} holds names and values, not {mapping!r}")
     keys = set(entry)
     if strange := sorted(keys - REQUIRED - OPTIONAL):
         raise ConfigError(unknown("key", strange[0], REQUIRED | OPTIONAL))
     if missing := sorted(REQUIRED - keys):
         raise ConfigError(f"lacks {', '.join(missing)}")
-    flags = {"algorithm": entry.get("algorithm", Config.algorithm), "env_name": entry["env"], "exp_name": name}
+    if not isinstance(entry["label"], str) or not entry["label"]:
+        raise ConfigError(f"label {entry['label']!r} is no text")
+    if not isinstance(seeds := on_machine.get("seeds"), int) or seeds < 1:
+        raise ConfigError(f"{machine}: seeds {seeds!r} is no number from 1 on")
+    if own := sorted(NOT_FLAGS & (entry.get("flags", {}).keys() | on_machine.get("flags", {}).keys())):
+        raise ConfigError(f"flags: {own[0]} is not for flags to say")
+    published = tuple(Published(**value) for value in entry.get("published", []))
+    if list(published) != sorted(published, key=lambda value: value.steps):
+        raise ConfigError("published: the values are in the order of their steps")
+    flags = {"algorithm": entry.get("algorithm", Config.algorithm), "env_name": entry["env"]}
     flags |= {"num_timesteps": on_machine.get("steps", entry["steps"]), "num_evals": entry["evals"]}
-    flags |= on_machine["flags"] | entry.get("flags", {})
+    # Each machine's runs have names of their own: they do not resume each other's.
+    flags |= {"exp_name": name + ("_gpu" if machine == "gpu" else "")}
+    flags |= on_machine.get("flags", {}) | entry.get("flags", {})
     return Row(
         name=name,
         label=entry["label"],
         machine=machine,
         config=parse_config(words(flags), REGISTRIES),
-        seeds=on_machine["seeds"],
+        seeds=seeds,
         why=entry.get("why", ""),
-        published=tuple(Published(**value) for value in entry.get("published", [])),
+        published=published,
         source=entry.get("source", source),
     )
 

@@ -23,6 +23,7 @@ from envs.ant_maze import AntBallMaze
 from envs.check import QUICK_COMPILE
 from envs.half_cheetah import HalfCheetah
 from envs.physics import ENGINES, PhysicsEnv
+from src import output
 from src.output import read_rows
 from src.policy import load_policy
 from src.resume import with_backend
@@ -268,6 +269,18 @@ def test_an_error_inside_of_it_ends_the_training_with_a_line(num_devices, num_se
     assert f"device      cpu x {num_devices}" in ended.stdout
     assert ended.returncode == 1
     assert ended.stderr == "error: MuJoCo: FatalError: mj_stackAlloc: insufficient memory\n"
+
+
+def test_a_script_says_how_the_engine_failed(monkeypatch, capsys):
+    def fails(args):
+        raise jax.errors.JaxRuntimeError("INTERNAL: a traceback\nof many lines")
+
+    monkeypatch.setattr(output, "FAILURES", ["MuJoCo: FatalError: mj_stackAlloc: insufficient memory"])
+    assert output.run_command(fails) == 1
+    assert capsys.readouterr().err == "error: MuJoCo: FatalError: mj_stackAlloc: insufficient memory\n"
+    monkeypatch.setattr(output, "FAILURES", [])
+    with pytest.raises(jax.errors.JaxRuntimeError, match="of many lines"):
+        output.run_command(fails)
 
 
 def test_what_cannot_be_begun_is_an_error_too(monkeypatch):

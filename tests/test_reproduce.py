@@ -44,7 +44,7 @@ def test_every_environment_of_the_benchmark_has_a_row(rows):
     for row in rows:
         assert row.why or row.config == dataclasses.replace(
             type(row.config)(),
-            exp_name=row.name,
+            exp_name=row.name + ("_gpu" if row.machine == "gpu" else ""),
             env_name=row.config.env_name,
             num_envs=row.config.num_envs,
             num_timesteps=row.config.num_timesteps,
@@ -65,7 +65,8 @@ def test_rows_are_chosen_by_name_and_by_environment(rows):
 
 def test_the_published_value_beside_a_curve(rows):
     row = row_of(rows, "pusher_hard")
-    assert row.published_at(10_000_000) == Published(11_000_000, success=0.36)
+    assert row.published_at(10_000_000) == row.published_at(11_100_000) == Published(11_000_000, success=0.36)
+    assert row.published_at(12_000_000) == Published(16_000_000, success=0.50)
     assert row.published_at(60_000_000) == row.published[-1] == Published(50_000_000, success=0.66)
     assert row_of(rows, "cheetah").published_at(1) is None
 
@@ -77,7 +78,9 @@ def test_a_recorded_run_belongs_to_the_row_of_its_settings(rows):
     assert names("ant_cpu") == [("ant_crl", "cpu")]
     assert names("ant_gpu/s3") == [("ant_crl", "gpu")]
     assert names("ant_chunks3_cpu/seed_0") == [("ant", "cpu")]
-    assert names("cheetah_cpu") == [("cheetah", "cpu")]  # on another engine of the same model
+    assert names("cheetah_cpu") == names("cheetah_3m_cpu/seed_0") == [("cheetah", "cpu")]  # two engines of a model
+    assert names("pusher_easy_random_goals_cpu") == []  # on other physics than the row's
+    assert not row_of(rows, "ant_crl").describes(recorded("ant_cpu") | {"backend": "mujoco"})
     assert names("ant_fixed_goals_cpu") == []
     assert names("pusher_easy_cpu") == []
     assert not row_of(rows, "ant").describes({"algorithm": "ppo"} | recorded("ant_cpu"))
@@ -91,6 +94,22 @@ def test_a_recorded_run_belongs_to_the_row_of_its_settings(rows):
         ("    env: cheetah\n", "", "row cheetah: lacks env"),
         ("rows:\n", "settings:\n", "it holds source, machines and rows"),
         ("rows:\n", "rows: [\n", "cannot read"),
+        ("rows:\n", "rows:\nother:\n", "rows holds no row"),
+        ("rows:\n", "rows:\n  ant: {}\n", "cannot read .*ant stands twice"),
+        ("  gpu: {", "  tpu: {", "machines holds cpu and gpu"),
+        ("{seeds: 1,", "{seeds: two,", "cpu: seeds 'two' is no number from 1 on"),
+        ("{seeds: 1,", "{seeds: 0,", "cpu: seeds 0 is no number from 1 on"),
+        ("    label: dot energy\n", "    label: 5\n", "row pusher_hard: label 5 is no text"),
+        ("energy_fn: dot}", "energy_fn: dot, seed: 3}", "row pusher_hard: flags: seed is not for flags to say"),
+        ("energy_fn: dot}", "env_name: ant}", "row pusher_hard: flags: env_name is not for flags to say"),
+        (
+            "steps: 6_000_000, success: 0.17",
+            "steps: 6M, success: 0.17",
+            "row pusher_hard: published: steps '6M' is not",
+        ),
+        ("steps: 6_000_000, success: 0.17", "steps: 6_000_000", "at 6,000,000 steps: neither success nor time"),
+        ("steps: 6_000_000, success: 0.17", "steps: 6_000_000, success: 17", "success 17 is not a number from 0 to 1"),
+        ("steps: 6_000_000, success: 0.17", "steps: 12_000_000, success: 0.17", "in the order of their steps"),
     ],
 )
 def test_a_settings_file_with_a_mistake_is_refused_in_one_line(tmp_path, old, new, said, capsys):
@@ -103,7 +122,12 @@ def test_a_settings_file_with_a_mistake_is_refused_in_one_line(tmp_path, old, ne
     assert capsys.readouterr().err.count("\n") == 1
 
 
-@pytest.mark.parametrize("words", [["ants"], ["--seeds", "-1"], ["--jobs=-2"], ["--machine", "tpu"], ["--fast"]])
+BOTH, NO_FOLDER = ["--dry_run", "--table_only"], ["--results", __file__]
+
+
+@pytest.mark.parametrize(
+    "words", [["ants"], ["--seeds", "-1"], ["--jobs=-2"], ["--machine", "tpu"], ["--fast"], BOTH, NO_FOLDER]
+)
 def test_bad_input_is_one_line(words, capsys):
     assert reproduce.main(["--machine", "cpu", *words]) == 2
     error = capsys.readouterr().err
@@ -157,6 +181,12 @@ def test_on_a_cpu_every_seed_is_a_job_and_resumes(run, rows):
             reproduce.GROUP,
             row.config.num_timesteps,
         )
+
+
+def test_a_machine_without_a_device_is_named(run, capsys):
+    assert run("reacher", do='echo "RuntimeError: no cuda" >&2; exit 1')[0] == 2
+    error = capsys.readouterr().err
+    assert "RuntimeError: no cuda" in error and "--machine" in error and error.count("\n") == 1
 
 
 def test_on_a_gpu_the_seeds_of_a_row_are_one_program(run):
@@ -245,10 +275,10 @@ def test_table_and_figure_by_hand(rows, tmp_path):
         "success": "0.70 (0.60 to 0.80)",
         "time": "240",
         "published": "0.47, time 225 at 50M",
-        "passed at": "2.2M",
+        "passed at": "2.2M (0.474)",
     }
     (other,) = [line for line in table if line["env"] == "`humanoid`"]
-    assert (other["env steps"], other["success"], other["published"]) == ("", "", "0.20 at 50M")
+    assert (other["env steps"], other["success"], other["published"]) == ("", "", "0.20 at 50M, a reproduction")
     assert (tmp_path / "table.png").stat().st_size > 10_000
 
 
@@ -257,7 +287,7 @@ def test_a_setting_that_both_machines_share_stands_once(rows, tmp_path):
     write_run(tmp_path / "run", dataclasses.asdict(row.config), [(0, 0.0, 0), (2_000_000, 0.4, 30)])
     results_table.write(rows, [tmp_path], tmp_path / "table")
     (line,) = [line for line in table_of(tmp_path / "table.md") if line["env"] == "`pusher_easy`"]
-    assert (line["setting"], line["env steps"]) == (row.label, "2M")
+    assert (line["setting"], line["env steps"]) == (f"{row.label}, on mujoco", "2M")
 
 
 def test_what_the_untrained_policy_reaches_is_not_called_learned(rows, tmp_path):
@@ -270,7 +300,7 @@ def test_what_the_untrained_policy_reaches_is_not_called_learned(rows, tmp_path)
 
 def test_a_value_that_is_published_as_time_alone(rows):
     row = row_of(rows, "ant_hardest_maze")
-    assert results_table.published_text(row.published[-1]) == "time 215 at 100M"
+    assert results_table.published_text(row.published[-1]) == "time 215 at 100M, networks of depth 4"
 
 
 def test_a_figure_has_a_line_at_the_published_value(rows, tmp_path, monkeypatch):

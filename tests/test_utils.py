@@ -1082,4 +1082,4 @@ def test_wandb_is_imported_by_its_logger_alone():
 
 
 def test_everything_a_run_depends_on_has_a_version():
-    assert all(np.char.isnumeric(utils.metadata.version(name)[0]) for name in utils._RECORDED_PACKAGES)
+    assert all(np.char.isnumeric(utils.metadata.version(name)[0]) for name in utils.RECORDED_PACKAGES)
