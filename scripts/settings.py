@@ -139,44 +139,63 @@ def read_settings(path: Path) -> list[Row]:
     return rows
 
 
-def make_row(name: str, entry: Mapping[str, Any], machine: str, on_machine: Mapping[str, Any], source: str) -> Row:
+def make_row(name: str, entry: Any, machine: str, on_machine: Any, source: str) -> Row:
     """One row of the file on one machine.
 
     Raises:
       ValueError, TypeError: a key is missing or unknown, or a flag is refused.
     """
-    for what, mapping in (("it", entry), (machine, on_machine), ("flags", entry.get("flags", {}) if entry else {})):
-        if not isinstance(mapping, dict):
-            raise ConfigError(f"{what} holds names and values, not {mapping!r}")
-    keys = set(entry)
-    if strange := sorted(keys - REQUIRED - OPTIONAL):
-        raise ConfigError(unknown("key", strange[0], REQUIRED | OPTIONAL))
-    if missing := sorted(REQUIRED - keys):
-        raise ConfigError(f"lacks {', '.join(missing)}")
-    if not isinstance(entry["label"], str) or not entry["label"]:
-        raise ConfigError(f"label {entry['label']!r} is no text")
-    if not isinstance(seeds := on_machine.get("seeds"), int) or seeds < 1:
+    check_entry(require_mapping("it", entry))
+    seeds = require_mapping(machine, on_machine).get("seeds")
+    if not isinstance(seeds, int) or seeds < 1:
         raise ConfigError(f"{machine}: seeds {seeds!r} is no number from 1 on")
-    if own := sorted(NOT_FLAGS & (entry.get("flags", {}).keys() | on_machine.get("flags", {}).keys())):
-        raise ConfigError(f"flags: {own[0]} is not for flags to say")
-    published = tuple(Published(**value) for value in entry.get("published", []))
-    if list(published) != sorted(published, key=lambda value: value.steps):
-        raise ConfigError("published: the values are in the order of their steps")
-    flags = {"algorithm": entry.get("algorithm", Config.algorithm), "env_name": entry["env"]}
-    flags |= {"num_timesteps": on_machine.get("steps", entry["steps"]), "num_evals": entry["evals"]}
-    # Each machine's runs have names of their own: they do not resume each other's.
-    flags |= {"exp_name": name + ("_gpu" if machine == "gpu" else "")}
-    flags |= on_machine.get("flags", {}) | entry.get("flags", {})
+    own = require_mapping(f"{machine}: flags", on_machine.get("flags", {}))
+    own = own | require_mapping("flags", entry.get("flags", {}))
+    if said := sorted(NOT_FLAGS & own.keys()):
+        raise ConfigError(f"flags: {said[0]} is not for flags to say")
+    flags = {
+        "algorithm": entry.get("algorithm", Config.algorithm),
+        "env_name": entry["env"],
+        # Each machine's runs have names of their own: they do not resume each other's.
+        "exp_name": name + ("_gpu" if machine == "gpu" else ""),
+        "num_timesteps": on_machine.get("steps", entry["steps"]),
+        "num_evals": entry["evals"],
+    }
     return Row(
         name=name,
         label=entry["label"],
         machine=machine,
-        config=parse_config(words(flags), REGISTRIES),
+        config=parse_config(words(flags | own), REGISTRIES),
         seeds=seeds,
         why=entry.get("why", ""),
-        published=published,
+        published=published_of(entry),
         source=entry.get("source", source),
     )
+
+
+def require_mapping(what: str, value: Any) -> Mapping[str, Any]:
+    """The value, if it holds names and values."""
+    if not isinstance(value, dict):
+        raise ConfigError(f"{what} holds names and values, not {value!r}")
+    return value
+
+
+def check_entry(entry: Mapping[str, Any]) -> None:
+    """Raises ConfigError where a row's keys are not those that there are, or it has no name for the table."""
+    if strange := sorted(set(entry) - REQUIRED - OPTIONAL):
+        raise ConfigError(unknown("key", strange[0], REQUIRED | OPTIONAL))
+    if missing := sorted(REQUIRED - set(entry)):
+        raise ConfigError(f"lacks {', '.join(missing)}")
+    if not isinstance(entry["label"], str) or not entry["label"]:
+        raise ConfigError(f"label {entry['label']!r} is no text")
+
+
+def published_of(entry: Mapping[str, Any]) -> tuple[Published, ...]:
+    """The published values of a row, which stand in the order of their steps."""
+    published = tuple(Published(**value) for value in entry.get("published", []))
+    if list(published) != sorted(published, key=lambda value: value.steps):
+        raise ConfigError("published: the values are in the order of their steps")
+    return published
 
 
 def words(flags: Mapping[str, Any]) -> list[str]:

@@ -95,6 +95,8 @@ def test_a_recorded_run_belongs_to_the_row_of_its_settings(rows):
         ("rows:\n", "settings:\n", "it holds source, machines and rows"),
         ("rows:\n", "rows: [\n", "cannot read"),
         ("rows:\n", "rows:\nother:\n", "rows holds no row"),
+        ("rows:\n", "rows:\n  new: text\n", "row new: it holds names and values, not 'text'"),
+        ("flags: {num_envs: 256, render: false}", "flags: none", "cpu: flags holds names and values, not 'none'"),
         ("rows:\n", "rows:\n  ant: {}\n", "cannot read .*ant stands twice"),
         ("  gpu: {", "  tpu: {", "machines holds cpu and gpu"),
         ("{seeds: 1,", "{seeds: two,", "cpu: seeds 'two' is no number from 1 on"),
