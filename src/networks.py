@@ -141,11 +141,22 @@ class DeepResidualMLP(nn.Module):
         return layers
 
 
+def by_depth(h_dim: int, n_hidden: int, use_ln: bool) -> nn.Module:
+    """`swish` below four layers, `residual4` from there on (https://arxiv.org/abs/2609.36238)."""
+    return NETWORKS[_kind("by_depth", n_hidden)](h_dim=h_dim, n_hidden=n_hidden, use_ln=use_ln)
+
+
+def _kind(network: str, n_hidden: int) -> str:
+    """The network that a depth makes of one that goes by it."""
+    return network if network != "by_depth" else "swish" if n_hidden < _LAYERS_OF_A_BLOCK else "residual4"
+
+
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "mlp": MLP,
     "swish": partial(MLP, activation=nn.swish),
     "residual": ResidualMLP,
     "residual4": DeepResidualMLP,
+    "by_depth": by_depth,
 }
 
 # Networks whose depth must be a multiple of this.
@@ -165,7 +176,8 @@ def make_trunk(config: Config, part: str) -> nn.Module:
     Raises:
       ValueError: a depth that the network cannot have.
     """
-    (flag, n_hidden), step = _size(config, part, "n_hidden"), DEPTH_STEPS.get(config.network, 1)
+    flag, n_hidden = _size(config, part, "n_hidden")
+    step = DEPTH_STEPS.get(_kind(config.network, n_hidden), 1)
     if n_hidden % step:
         raise ValueError(
             f"--network {config.network} is made of blocks of {step} layers: --{flag} {n_hidden} must be a multiple of "
@@ -178,9 +190,9 @@ def make_trunk(config: Config, part: str) -> nn.Module:
 def trunk_workspace(config: Config, part: str) -> float:
     """Floats that the gradient of a part's trunk takes for a batch, fitted to the memory of compiled programs."""
     (_, h_dim), (_, n_hidden) = _size(config, part, "h_dim"), _size(config, part, "n_hidden")
-    if config.network == "residual4":  # the products, all else of one block, the gradients of all blocks
+    if (network := _kind(config.network, n_hidden)) == "residual4":  # the products, all else of one block, the gradients of all blocks
         return h_dim * (config.batch_size * (n_hidden + 7.5) + h_dim * n_hidden)
-    per_unit = 1.5 + 0.7 * (config.network != "mlp") + 1.3 * config.use_ln
+    per_unit = 1.5 + 0.7 * (network != "mlp") + 1.3 * config.use_ln
     return h_dim * config.batch_size * n_hidden * per_unit
 
 

@@ -75,12 +75,18 @@ NUMPY_TRUNKS = {
     "swish": numpy_swish,
     "residual": numpy_residual,
     "residual4": numpy_residual4,
+    "by_depth": lambda params, x, n_hidden: (numpy_swish if n_hidden < 4 else numpy_residual4)(params, x, n_hidden),
 }
+
+
+def depth_of(name, depth):
+    """A legal number of hidden layers."""
+    return depth * DEPTH_STEPS.get(name, 4 if name == "by_depth" and depth > 3 else 1)
 
 
 def dense_layers(name, n_hidden):
     """How many layers a trunk has: `residual4` does not count its input layer."""
-    return n_hidden + (name == "residual4")
+    return n_hidden + (name == "residual4" or (name == "by_depth" and n_hidden > 3))
 
 
 def jittered(params, seed=0):
@@ -96,7 +102,7 @@ def trunk(name, n_hidden, use_ln):
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize(("depth", "use_ln"), [(1, False), (2, True), (4, True), (5, False)])
 def test_trunks_match_numpy(name, depth, use_ln):
-    n_hidden = depth * DEPTH_STEPS.get(name, 1)
+    n_hidden = depth_of(name, depth)
     module = trunk(name, n_hidden, use_ln)
     x = np.random.default_rng(1).standard_normal((7, STATE))
     params = jittered(jax.jit(module.init)(jax.random.key(0), jnp.zeros((1, STATE)))["params"])
@@ -126,7 +132,7 @@ def test_a_residual_block_that_says_nothing_leaves_its_input():
 @pytest.mark.parametrize("depth", [1, 3])
 def test_parameter_counts(name, use_ln, depth):
     """Fully connected layers, biases included, and two numbers per unit for LayerNorm."""
-    n_hidden = depth * DEPTH_STEPS.get(name, 1)
+    n_hidden = depth_of(name, depth)
     layers = dense_layers(name, n_hidden)
     hidden = (STATE + GOAL) * H_DIM + H_DIM + (layers - 1) * (H_DIM * H_DIM + H_DIM)
     hidden += 2 * H_DIM * layers if use_ln else 0
@@ -144,7 +150,7 @@ def test_parameter_counts(name, use_ln, depth):
 @pytest.mark.parametrize("head", [Encoder, Actor])
 def test_fresh_parameters(name, head):
     """Kernels fill U(-b, b) with b = sqrt(3 / inputs) (lecun_uniform); biases are 0; LayerNorm starts as itself."""
-    module = head(trunk(name, 2 * DEPTH_STEPS.get(name, 1), True), 6)
+    module = head(trunk(name, depth_of(name, 2), True), 6)
     params = jax.jit(module.init)(jax.random.key(1), jnp.zeros((1, STATE)), jnp.zeros((1, GOAL)))["params"]
     kernels = 0
     for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
@@ -232,11 +238,12 @@ def test_compiling_a_deep_network_takes_no_longer_than_a_shallow_one():
     ("changes", "words"),
     [
         ({"n_hidden": 2}, "--n_hidden 2 must be a multiple of 4, e.g. 4"),
+        ({"n_hidden": 6, "network": "by_depth"}, "--n_hidden 6 must be a multiple of 4, e.g. 8"),
         ({"n_hidden": 4, "critic_n_hidden": 9}, "--critic_n_hidden 9 must be a multiple of 4, e.g. 12"),
     ],
 )
 def test_a_depth_without_whole_blocks_is_refused(changes, words):
-    config = tiny(network="residual4", **changes)
+    config = tiny(**{"network": "residual4"} | changes)
     with pytest.raises(ValueError, match=words):
         make_trunk(config, "critic")
     make_trunk(dataclasses.replace(config, n_hidden=8, critic_n_hidden=0), "critic")

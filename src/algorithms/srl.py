@@ -33,7 +33,7 @@ class SRLConfig(PlanningConfig):
     deterministic_eval: bool = True
     policy_lr: Annotated[float, RATE] = 3e-4
     discounting: Annotated[float, Range(0, 1, open=True, example=0.99)] = 0.999
-    network: Annotated[str, Choice("network")] = "swish"
+    network: Annotated[str, Choice("network")] = "by_depth"
     use_ln: bool = True
     own_goals: Annotated[float, Range(0, 1)] = 0.05
     other_goals: Annotated[float, Range(0, 1)] = 0.1
