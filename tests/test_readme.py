@@ -74,7 +74,6 @@ MANY_CHECKPOINTS = ["--num_timesteps", "20000", "--num_evals", "40"]  # so that 
 SMALL = {
     "training.py": TRAINING,
     "scripts/benchmark.py": [*TRAINING, "--repeats", "1", "--updates", "2"],
-    "scripts/benchmark.py compare": [*TRAINING, "--repeats", "1", "--updates", "2"],
     "scripts/benchmark.py checkpoint": [*TRAINING, "--pairs", "1"],
     "scripts/benchmark.py engines": shlex.split("--envs reacher --num_envs 2 --steps 2 --repeats 1"),
     "scripts/benchmark.py agreement": shlex.split("--envs pusher_easy --num_envs 2 --steps 2"),
