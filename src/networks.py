@@ -190,7 +190,8 @@ def make_trunk(config: Config, part: str) -> nn.Module:
 def trunk_workspace(config: Config, part: str) -> float:
     """Floats that the gradient of a part's trunk takes for a batch, fitted to the memory of compiled programs."""
     (_, h_dim), (_, n_hidden) = _size(config, part, "h_dim"), _size(config, part, "n_hidden")
-    if (network := _kind(config.network, n_hidden)) == "residual4":  # the products, all else of one block, the gradients of all blocks
+    network = _kind(config.network, n_hidden)
+    if network == "residual4":  # the products, all else of one block, the gradients of all blocks
         return h_dim * (config.batch_size * (n_hidden + 7.5) + h_dim * n_hidden)
     per_unit = 1.5 + 0.7 * (network != "mlp") + 1.3 * config.use_ln
     return h_dim * config.batch_size * n_hidden * per_unit
