@@ -198,6 +198,7 @@ ENGINES: dict[str, Engine] = {
 }
 BACKENDS = tuple(ENGINES)
 
+
 # Models: XML of the installed brax package, edited at run time.
 
 

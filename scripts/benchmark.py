@@ -345,7 +345,8 @@ def run_compared(requests: dict[str, Config]) -> None:
         for words, config in requests.items()
     }
     print("| configuration | one update, ms | training, env steps/s | share of the first |\n|---|---:|---:|---:|")
-    for words, (update, rate, share) in ((words, result.values()) for words, result in results.items()):
+    for words, result in results.items():
+        update, rate, share = result.values()
         print(f"| `{words}` | {update:.1f} | {rate:,.0f} | {share:.2f} |")
     write_result(first.out, results)
 

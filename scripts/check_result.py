@@ -69,15 +69,8 @@ def check(folder: Path) -> list[str]:
         return [f"{folder.parent / 'README.md'}: a command of {folder.name} cannot be read: {error}"]
     if not commands:
         return [f"{folder.parent / 'README.md'}: the row of {folder.name} has no command `{TRAINING}...`"]
-    problems, seen = [], {}
-    for run_dir in run_dirs:
-        found = check_run(run_dir, row, commands)
-        if not found:
-            record = json.loads((run_dir / "config.json").read_text())
-            other = seen.setdefault(json.dumps([record["flags"], record["git_commit"]]), run_dir)
-            found = [] if other == run_dir else [f"the same flags, seed and commit as {other}"]
-        problems += [f"{run_dir}: {problem}" for problem in found]
-    return problems
+    seen: dict[tuple[Config, str], Path] = {}
+    return [f"{run_dir}: {problem}" for run_dir in run_dirs for problem in check_run(run_dir, row, commands, seen)]
 
 
 def readme_row(folder: Path) -> str:
@@ -102,8 +95,8 @@ def commands_of(row: str) -> list[Config]:
         raise ConfigError("it asks for help") from None
 
 
-def check_run(run_dir: Path, row: str, commands: list[Config]) -> list[str]:
-    """What is missing or wrong in one run."""
+def check_run(run_dir: Path, row: str, commands: list[Config], seen: dict[tuple[Config, str], Path]) -> list[str]:
+    """What is missing or wrong in one run, and whether it is one of those in `seen`, to which it is added."""
     try:
         record = dict(json.loads((run_dir / "config.json").read_text()))
         lacking = [f"config.json lacks {name}" for name in RECORD if not record.get(name)]
@@ -117,9 +110,9 @@ def check_run(run_dir: Path, row: str, commands: list[Config]) -> list[str]:
         return [f"config.json cannot be read ({error})"]
     if record["git_commit"].endswith("-dirty"):
         lacking.append(f"git_commit {record['git_commit']}: the code had changes that no commit holds")
-    return (
-        lacking + check_curve(run_dir / "metrics.csv", config, row) + check_command(record["flags"], config, commands)
-    )
+    if (same := seen.setdefault((config, record["git_commit"]), run_dir)) != run_dir:
+        lacking.append(f"the same flags, seed and commit as {same}")
+    return lacking + check_curve(run_dir / "metrics.csv", config, row) + check_command(config, commands)
 
 
 def check_curve(table: Path, config: Config, row: str) -> list[str]:
@@ -158,15 +151,15 @@ def check_curve(table: Path, config: Config, row: str) -> list[str]:
     return problems
 
 
-def check_command(flags: dict, config: Config, commands: list[Config]) -> list[str]:
+def check_command(config: Config, commands: list[Config]) -> list[str]:
     """Whether a command gives the recorded flags; else, in what the nearest one differs."""
-    nearest = min((off(flags, config, command) for command in commands), key=len)
-    return [f"config.json has --{name} {flags.get(name)}, which the command does not give" for name in nearest]
+    nearest = min((off(config, command) for command in commands), key=len)
+    return [f"config.json has --{name} {getattr(config, name)}, which the command does not give" for name in nearest]
 
 
-def off(flags: dict, config: Config, command: Config) -> list[str]:
+def off(config: Config, command: Config) -> list[str]:
     """The recorded flags that a command does not give."""
-    names = differences(flags, command)
+    names = differences(config, command)
     names += [name for name in ("num_timesteps", "num_eval_envs") if getattr(config, name) != getattr(command, name)]
     seeds = range(command.seed, command.seed + command.num_seeds)
     return names if config.seed in seeds else [*names, "seed"]

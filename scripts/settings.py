@@ -74,21 +74,17 @@ class Row:
     def describes(self, flags: Mapping[str, Any]) -> bool:
         """Whether recorded flags are those of this row, as `differences` compares them."""
         try:
-            return not differences(flags, self.config)
+            return not differences(config_of(flags, ALGORITHMS, "config.json"), self.config)
         except ConfigError:  # a record that lacks what this code must know
             return False
 
 
-def differences(flags: Mapping[str, Any], config: Config) -> list[str]:
+def differences(stored: Config, config: Config) -> list[str]:
     """The flags in which a recorded run is of another setting than `config`.
 
     Names, seeds, lengths and how a run is kept may differ, and whether MJX or MuJoCo's own engine steps: they step the
     same model.
-
-    Raises:
-      ConfigError: the record does not say all that this code must know.
     """
-    stored = config_of(flags, ALGORITHMS, "config.json")
     if type(stored) is not type(config):
         return ["algorithm"]
     free = bookkeeping(type(config)) - {"env_name", "eval_env"} | {"num_timesteps", "backend"}

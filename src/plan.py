@@ -12,6 +12,7 @@ from src import devices
 from src.algorithm import step_shapes
 from src.algorithms import ALGORITHMS
 from src.devices import DIVIDED_FLAGS, mesh_shape
+from src.output import error_line
 from utils import FAILURES, Config, ConfigError, Schedule, derive_schedule
 
 # What of a device's memory a plan may take, and the flags that it mostly depends on.
@@ -119,7 +120,7 @@ def smaller_plans(config: Config, costs: Costs, num_devices: int, memory: int | 
 def out_of_memory(config: Config, error: Exception) -> str:
     """The line that says what to lower, and by how much, or how a physics engine failed; others are raised again."""
     if FAILURES:
-        return f"error: {FAILURES[0]}"
+        return error_line(error)
     if not isinstance(error, MemoryError) and not re.search("RESOURCE_EXHAUSTED|[Oo]ut of memory", str(error)):
         raise error
     costs = measure(config, make_env(config.env_name, config.backend))
