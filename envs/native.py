@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import mujoco
 import numpy as np
 from brax import kinematics, math
-from brax.base import Motion, State, System
+from brax.base import Motion, State, System, Transform
 from mujoco.rollout import Rollout
 
 from envs.physics import load_system, num_cores
@@ -47,10 +47,29 @@ def load(xml: str) -> System:
 
 def init(sys: System, q: jax.Array, qd: jax.Array) -> State:
     """The pipeline state of joint positions and velocities."""
-    # Links move as their poses do: what brax makes of velocities is wrong where a link has several joints.
-    x, rate = jax.jvp(lambda q: kinematics.forward(sys, q, jnp.zeros_like(qd))[0], (q,), (_rates(sys, q, qd),))
-    turning = jax.vmap(math.quat_mul)(rate.rot, jax.vmap(math.quat_inv)(x.rot))
-    return State(q=q, qd=qd, x=x, xd=Motion(vel=rate.pos, ang=2 * turning[:, 1:]), contact=None)
+    x, _ = kinematics.forward(sys, q, jnp.zeros_like(qd))
+    return State(q=q, qd=qd, x=x, xd=_motion(sys, q, qd, x), contact=None)
+
+
+def _motion(sys: System, q: jax.Array, qd: jax.Array, x: Transform) -> Motion:
+    """How the links at `x` move: as their poses do. What brax makes of `qd` is wrong for a link with several joints.
+
+    Each link's motion in its parent comes first, then sums of these: of the derivative of a whole chain, XLA on a CPU
+    computes every link again inside the next.
+    """
+    parents = np.array(sys.link_parents)
+    apart = sys.replace(link_parents=(-1,) * len(parents))
+    own, rate = jax.jvp(lambda q: kinematics.forward(apart, q, jnp.zeros_like(qd))[0], (q,), (_rates(sys, q, qd),))
+    turning = 2 * jax.vmap(math.quat_mul)(rate.rot, jax.vmap(math.quat_inv)(own.rot))[:, 1:]
+    hangs_on = np.eye(len(parents), dtype=np.float32)  # (links, links) 1 where one is part of the way to the other
+    for link, parent in enumerate(parents):
+        hangs_on[link] += hangs_on[parent] * (parent >= 0)
+    base = (parents < 0)[:, None]
+    to_world = jnp.where(base, np.eye(4, dtype=np.float32)[0], x.rot[parents])
+    ang = jnp.matmul(hangs_on, jax.vmap(math.rotate)(turning, to_world), precision="highest")
+    vel = jax.vmap(math.rotate)(rate.pos, to_world)
+    vel += jnp.where(base, 0.0, jnp.cross(ang[parents], x.pos - x.pos[parents]))
+    return Motion(vel=jnp.matmul(hangs_on, vel, precision="highest"), ang=ang)
 
 
 def _rates(sys: System, q: jax.Array, qd: jax.Array) -> jax.Array:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import mujoco
 import numpy as np
 import pytest
+from brax import kinematics
 from conftest import slow, tiny
 from durability import arguments, run_dirs, start_process
 from rollouts import FAMILIES, FIRST_OF_FILE, random_ants, roll
@@ -136,6 +137,17 @@ def test_links_are_where_mujoco_has_them_and_move_as_it_says(name):
         offset = data.xpos[1:] - data.subtree_com[model.body_rootid[1:]]
         np.testing.assert_allclose(state.xd.ang[i], spin, atol=2e-5)
         np.testing.assert_allclose(state.xd.vel[i], about_root + np.cross(spin, offset), atol=2e-5)
+
+
+def test_links_of_a_chain_are_not_computed_again_inside_each_other():
+    system = built("pusher_easy").sys
+    joints = jnp.zeros((8, system.q_size())), jnp.zeros((8, system.qd_size()))
+
+    def num_operations(function):
+        return jax.jit(jax.vmap(function)).lower(*joints).compile().cost_analysis()["flops"]
+
+    poses_alone = num_operations(lambda q, qd: kinematics.forward(system, q, qd)[0])
+    assert num_operations(functools.partial(native.init, system)) < 3 * poses_alone
 
 
 class Converged(HalfCheetah):
