@@ -6,6 +6,12 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
+# One installation at a time: jobs that start together would empty each other's. (macOS has no flock.)
+if command -v flock >/dev/null; then
+    exec 9<requirements.lock
+    flock 9 || true # some file systems cannot
+fi
+
 stamp=.venv/complete
 probe='
 import sys
